@@ -1,0 +1,56 @@
+"""The main job: a small GPT on five novels of Jane Austen, judged on a sixth.
+
+Command:   python -m llm.train --config=experiments/quickstart.py --workdir=runs/quickstart
+Hardware:  two CPU cores
+"""
+
+from ml_collections import ConfigDict
+
+from llm.config import default_config, with_variant
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The full run, or `smoke`: the same path in a few steps."""
+    config = default_config("gpt")
+    config.data.train = "austen"
+    config.data.holdout = ("persuasion",)
+    config.data.row_length = 128
+    config.tokenizer.vocab_size = 4096
+
+    config.model.context = 128
+    config.model.layers = 4
+    config.model.width = 128
+    config.model.heads = 4
+    config.model.activation = "relu2"
+    config.model.qk_norm = True
+    config.model.scale_embedding = True
+    config.model.unroll = 4
+
+    config.training.steps = 2400
+    config.training.batch_size = 8
+    config.training.validate_every = 400
+    config.training.checkpoint_every = 400
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.warmup_steps = 50
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.b2 = 0.99
+    config.optimizer.weight_decay = 0.3
+    config.mesh.cpu_devices = 2
+
+    config.generation.prompts = ("It was a truth", "Anne could not", '"My dear')
+    config.generation.max_tokens = 80
+    return with_variant(
+        config,
+        variant,
+        smoke={
+            "tokenizer.vocab_size": 512,
+            "model.layers": 2,
+            "model.width": 64,
+            "model.unroll": 2,
+            "training.steps": 20,
+            "training.validate_every": 10,
+            "training.checkpoint_every": 10,
+            "optimizer.warmup_steps": 5,
+            "generation.max_tokens": 16,
+        },
+    )

@@ -1,0 +1,8 @@
+"""Attention: arrays in, arrays out. One function, `attention`, and the `Mask` that says what may be seen."""
+
+from llm.attention.api import IMPLEMENTATIONS, attention
+from llm.attention.bias import BucketBias, relative_position_bucket
+from llm.attention.mask import Mask
+from llm.attention.reference import attention_weights
+
+__all__ = ["IMPLEMENTATIONS", "BucketBias", "Mask", "attention", "attention_weights", "relative_position_bucket"]

@@ -1,0 +1,129 @@
+"""`attention`: the one function, its checks, and the choice of an implementation."""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from llm.attention import dropout
+from llm.attention.bias import BucketBias
+from llm.attention.blockwise import blockwise
+from llm.attention.mask import Mask
+from llm.attention.reference import reference
+
+IMPLEMENTATIONS: dict[str, Callable] = {"reference": reference, "blockwise": blockwise}
+
+
+def attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    mask: Mask = Mask(),
+    bias: jax.Array | BucketBias | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks_N: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    precision: jax.lax.PrecisionLike = None,
+    implementation: str = "auto",
+    return_lse: bool = False,
+):
+    """Scaled dot-product attention, softmax(q k^T * scale) v, for any mask, head grouping and length.
+
+    Query head n uses key head n // (N // K). Scores, maxima and sums are float32 whatever the inputs.
+
+    Args:
+        q_BTNH, k_BSKH, v_BSKH: floating queries, keys and values; the head width of v may differ from that of k.
+        mask: who may see whom. A query that sees nothing gives exactly zero and passes zero gradient.
+        bias: added to the scores after `softcap`: an array whose axes are 1 or those of (B, N, T, S), or a BucketBias.
+        scale: factor on the scores, 1/sqrt(H) by default.
+        softcap: scores become softcap * tanh(score / softcap).
+        sinks_N: one more logit a head, which takes part in the softmax and carries no value.
+        dropout_rate, dropout_key: drops weights with this probability and scales the others by 1 / (1 - rate).
+        precision: of the matrix products.
+        implementation: a key of IMPLEMENTATIONS, or "auto".
+        return_lse: also return the log of the softmax's denominator, float32 of shape (B, T, N), -inf where a query
+            sees nothing. Partial results over disjoint keys can be merged by it.
+
+    Returns:
+        out_BTNH in the dtype of q, or (out_BTNH, lse_BTN).
+
+    Raises:
+        ValueError: shapes, dtypes or arguments that do not fit, naming them.
+        NotImplementedError: the named implementation lacks a feature that was asked for.
+
+    Source: Vaswani et al. 2017, section 3.2; grouped heads: Ainslie et al. 2023.
+    """
+    _check(q_BTNH, k_BSKH, v_BSKH, mask, bias, sinks_N, dropout_rate, dropout_key, softcap)
+    if implementation == "auto":
+        implementation = _resolve(q_BTNH.shape, k_BSKH.shape, str(q_BTNH.dtype))
+    elif implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention: unknown implementation {implementation!r}; there are auto, {', '.join(IMPLEMENTATIONS)}"
+        )
+    out_BTNH, lse_BTN = IMPLEMENTATIONS[implementation](
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks_N=sinks_N,
+        dropout_rate=dropout_rate,
+        dropout_words=None if dropout_key is None or dropout_rate == 0 else dropout.key_words(dropout_key),
+        precision=precision,
+    )
+    return (out_BTNH, lse_BTN) if return_lse else out_BTNH
+
+
+@functools.cache
+def _resolve(q_shape, k_shape, dtype) -> str:
+    """The implementation of "auto", logged once for each shape and dtype."""
+    choice = "blockwise"
+    logging.getLogger(__name__).info(
+        "attention: q %s, k %s, %s: auto is %s (XLA, linear memory, runs on every platform)",
+        q_shape, k_shape, dtype, choice,
+    )  # fmt: skip
+    return choice
+
+
+def _check(q, k, v, mask, bias, sinks_N, dropout_rate, dropout_key, softcap) -> None:
+    shapes = f"q_BTNH {q.shape}, k_BSKH {k.shape}, v_BSKH {v.shape}"
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise ValueError(f"attention: q, k and v must have four axes (batch, length, heads, width), got {shapes}")
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"attention: {name} has dtype {array.dtype}, expected a floating one")
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"attention: k and v differ in batch, length or heads: {shapes}")
+    if q.shape[0] != k.shape[0]:
+        raise ValueError(f"attention: q and k differ in batch: {shapes}")
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(f"attention: q and k differ in head width, {q.shape[3]} and {k.shape[3]}: {shapes}")
+    batch, queries, heads, _ = q.shape
+    keys, key_heads = k.shape[1:3]
+    if key_heads == 0 or heads % key_heads:
+        raise ValueError(f"attention: {heads} query heads are not a multiple of {key_heads} key heads: {shapes}")
+    mask.check(batch, heads, queries, keys)
+    if isinstance(bias, BucketBias):
+        if bias.table_RN.ndim != 2 or bias.table_RN.shape[1] != heads:
+            raise ValueError(f"attention: bias table has shape {bias.table_RN.shape}, expected (buckets, {heads})")
+    elif bias is not None:
+        full = (batch, heads, queries, keys)
+        if bias.ndim != 4 or any(have not in (1, want) for have, want in zip(bias.shape, full)):
+            raise ValueError(f"attention: bias has shape {bias.shape}, expected {full}, where any axis may be 1")
+        if not jnp.issubdtype(bias.dtype, jnp.floating):
+            raise ValueError(f"attention: bias has dtype {bias.dtype}, expected a floating one (a mask is no bias)")
+    if sinks_N is not None and sinks_N.shape != (heads,):
+        raise ValueError(f"attention: sinks_N has shape {sinks_N.shape}, expected ({heads},)")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"attention: softcap={softcap} must be above 0, or None for none")
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"attention: dropout_rate={dropout_rate} must be at least 0 and below 1")
+    if dropout_rate > 0 and dropout_key is None:
+        raise ValueError(f"attention: dropout_rate={dropout_rate} needs a dropout_key")

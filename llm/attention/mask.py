@@ -1,0 +1,129 @@
+"""What a query may see. One pytree, understood whole by every implementation."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=(
+        "q_segments_BT",
+        "kv_segments_BS",
+        "q_positions_BT",
+        "kv_positions_BS",
+        "kv_lengths_B",
+        "prefix_lengths_B",
+        "dense_BNTS",
+    ),
+    meta_fields=("causal", "window"),
+)
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """The visibility rule of one attention call.
+
+    A key is visible to a query when it has the query's segment, its position is below the row's length, it lies
+    within the window, and the call is not causal, or the key's position is not after the query's, or the key lies
+    in the prefix. A query that sees nothing gives exactly zero and passes zero gradient.
+
+    Attributes:
+        causal: a key after the query is hidden.
+        window: (left, right), the largest distance a key may lie before and after the query; None is unlimited.
+        q_segments_BT, kv_segments_BS: integer document ids of packed rows, given together. 0 is padding: it sees
+            nothing and is seen by nothing.
+        q_positions_BT, kv_positions_BS: integer positions. Keys default to 0..S-1 and queries to S-T..S-1, so that
+            the last query lines up with the last key. Caches and sequence shards pass theirs.
+        kv_lengths_B: keys at or beyond this position do not exist (an unfilled cache).
+        prefix_lengths_B: keys before this position are visible in spite of `causal` (prefix language models).
+        dense_BNTS: bool, True is visible; B and N may be 1. The only field that takes T x S memory.
+    """
+
+    causal: bool = False
+    window: tuple[int | None, int | None] | None = None
+    q_segments_BT: jax.Array | None = None
+    kv_segments_BS: jax.Array | None = None
+    q_positions_BT: jax.Array | None = None
+    kv_positions_BS: jax.Array | None = None
+    kv_lengths_B: jax.Array | None = None
+    prefix_lengths_B: jax.Array | None = None
+    dense_BNTS: jax.Array | None = None
+
+    def positions(self, queries: int, keys: int) -> tuple[jax.Array, jax.Array]:
+        """Positions of queries and keys, each of shape (B or 1, length), the defaults filled in."""
+        q, kv = self.q_positions_BT, self.kv_positions_BS
+        if q is None:
+            q = jnp.arange(keys - queries, keys, dtype=jnp.int32)[None]
+        if kv is None:
+            kv = jnp.arange(keys, dtype=jnp.int32)[None]
+        return q, kv
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        """Raises ValueError, naming the shapes, when a field does not fit a call of these sizes."""
+        if (self.q_segments_BT is None) != (self.kv_segments_BS is None):
+            raise ValueError("Mask: q_segments_BT and kv_segments_BS must be given together")
+        if self.window is not None and (
+            len(self.window) != 2 or any(side is not None and side < 0 for side in self.window)
+        ):
+            raise ValueError(f"Mask: window={self.window} must be (left, right), each None or at least 0")
+        shapes = {
+            "q_segments_BT": (batch, queries),
+            "kv_segments_BS": (batch, keys),
+            "q_positions_BT": (batch, queries),
+            "kv_positions_BS": (batch, keys),
+            "kv_lengths_B": (batch,),
+            "prefix_lengths_B": (batch,),
+        }
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array is None:
+                continue
+            if array.shape != shape:
+                raise ValueError(f"Mask: {name} has shape {array.shape}, expected {shape}")
+            if not jnp.issubdtype(array.dtype, jnp.integer):
+                raise ValueError(f"Mask: {name} has dtype {array.dtype}, expected an integer")
+        dense = self.dense_BNTS
+        if dense is not None:
+            if dense.dtype != jnp.bool_:
+                raise ValueError(f"Mask: dense_BNTS has dtype {dense.dtype}, expected bool (True is visible)")
+            full = (batch, heads, queries, keys)
+            if (
+                dense.ndim != 4
+                or any(have not in (1, want) for have, want in zip(dense.shape[:2], full[:2]))
+                or (dense.shape[2:] != full[2:])
+            ):
+                raise ValueError(f"Mask: dense_BNTS has shape {dense.shape}, expected {full} (B and N may be 1)")
+
+
+def visible(
+    mask: Mask,
+    q_positions_BT: jax.Array,
+    kv_positions_BS: jax.Array,
+    q_segments_BT: jax.Array | None,
+    kv_segments_BS: jax.Array | None,
+) -> jax.Array:
+    """The rule of `Mask` without its dense part: bool of shape (B or 1, T, S).
+
+    `mask` gives the static fields, lengths and prefixes; positions and segments come apart from it so that a block
+    of queries can meet a block of keys.
+    """
+    q, kv = q_positions_BT[:, :, None], kv_positions_BS[:, None, :]
+    result = jnp.ones((1, q.shape[1], kv.shape[2]), bool)
+    if mask.causal:
+        before = kv <= q
+        if mask.prefix_lengths_B is not None:
+            before |= kv < mask.prefix_lengths_B[:, None, None]
+        result &= before
+    if mask.window is not None:
+        left, right = mask.window
+        if left is not None:
+            result &= kv >= q - left
+        if right is not None:
+            result &= kv <= q + right
+    if mask.kv_lengths_B is not None:
+        result &= kv < mask.kv_lengths_B[:, None, None]
+    if q_segments_BT is not None and kv_segments_BS is not None:
+        q_segments, kv_segments = q_segments_BT[:, :, None], kv_segments_BS[:, None, :]
+        result &= (q_segments == kv_segments) & (q_segments != 0)
+    return result

@@ -1,0 +1,144 @@
+"""What all verbs share: flags, one-line errors, exit codes, the stop signal, and the index of verbs.
+
+Exit codes: 0 done; 1 the run failed; 2 wrong usage, config or input; 75 stopped by SIGTERM or SIGINT after saving,
+to be resumed by the same command.
+"""
+
+import argparse
+import errno
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from llm.errors import InputError, RunFailed, Stopped
+from llm.stop import stop_signal
+
+VERBS = {
+    "prepare": "turn text into packed training rows and a tokenizer",
+    "train": "train an experiment config from raw text to a finished, evaluated, sampled model",
+    "evaluate": "loss, perplexity and bits per byte of a run over its validation set",
+    "generate": "continue a prompt with a run's model",
+}
+
+FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
+_DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "read-only"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise InputError(f"{message} (see python -m llm.{self.prog.rpartition('.')[2]} --help)")
+
+
+def parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A parser of a verb's flags whose errors are one line."""
+    return _Parser(
+        prog=f"python -m llm.{verb}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+    """The `--config.path=value` (or `--config.path value`) flags among what a parser left over.
+
+    Raises:
+        InputError: any other flag or word.
+    """
+    found, words = [], list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--config."):
+            raise InputError(f"unknown argument {word!r}")
+        path, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise InputError(f"{word}: expected a value, {word}=VALUE")
+            value = words.pop(0)
+        found.append((path, value))
+    return found
+
+
+def writable_workdir(name: str) -> pathlib.Path:
+    """Makes the workdir and proves that it can be written.
+
+    Raises:
+        InputError: it is a file, or cannot be made or written.
+    """
+    path = pathlib.Path(name)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--workdir={name} is a file, expected a folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--workdir={name} cannot be written: {_DISK.get(error.errno or 0, error.strerror)}") from None
+    return path
+
+
+def existing_workdir(name: str) -> pathlib.Path:
+    """A run's folder that must exist already."""
+    path = pathlib.Path(name)
+    if not path.is_dir():
+        raise InputError(f"--workdir={name}: there is no such folder")
+    return path
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a verb's `main(argv)` and exits with the project's codes; expected errors are one line on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    stop_signal.install()
+    try:
+        main(sys.argv[1:])
+        code = 0
+    except InputError as error:
+        code = _complain(str(error), WRONG_INPUT)
+    except Stopped as stopped:
+        code = _complain(str(stopped), STOPPED)
+    except RunFailed as error:
+        code = _complain(str(error), FAILED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    except Exception as error:
+        reason = disk_fault(error)
+        if reason is None:
+            raise
+        code = _complain(reason, WRONG_INPUT)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of a failed save must not keep the process, nor a second traceback follow the line above.
+    os._exit(code) if code else sys.exit(0)
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """One line if the error, or what caused it, is the disk's: full, over quota or read-only."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _DISK:
+            where = f" {seen.filename}" if seen.filename else ""
+            return f"cannot write{where}: {_DISK[seen.errno]}; what was saved before is kept, make room and run again"
+        if any(text in str(seen) for text in ("No space left on device", "ENOSPC")):
+            return "cannot write: the disk is full; what was saved before is kept, make room and run again"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"{'stopped' if code == STOPPED else 'error'}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values under each other."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def say_error(message: str) -> None:
+    """A line to stderr, for notes that must not mix with a verb's output."""
+    print(message, file=sys.stderr)

@@ -1,0 +1,354 @@
+"""Experiment configs: a ConfigDict to write and override, a tree of frozen typed specs to run.
+
+An experiment is a Python file with `get_config(variant)`. It starts from `default_config(family)`, which holds every
+field of every room's spec at its default, and changes what it wants:
+
+    def get_config(variant: str = "") -> ConfigDict:
+        config = default_config("gpt")
+        config.model.width = 256
+        return with_variant(config, variant, smoke={"training.steps": 20})
+
+The ConfigDict is locked: a misspelt field is an error that names the nearest one. `resolve` turns it into an
+`Experiment`, and only specs travel further.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import math
+import pathlib
+import sys
+import traceback
+import types
+import typing
+
+from ml_collections import ConfigDict, config_dict
+
+from llm import models
+from llm.data.spec import DataSpec
+from llm.errors import InputError
+from llm.evaluation.spec import EvaluationSpec
+from llm.generation.spec import GenerationSpec
+from llm.sharding.spec import MeshSpec
+from llm.tokenization.spec import TokenizerSpec
+from llm.training.optimizer import schedule
+from llm.training.spec import OptimizerSpec, TrainingSpec
+
+ROOMS = {
+    "data": DataSpec,
+    "tokenizer": TokenizerSpec,
+    "optimizer": OptimizerSpec,
+    "training": TrainingSpec,
+    "evaluation": EvaluationSpec,
+    "generation": GenerationSpec,
+    "mesh": MeshSpec,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything one run is made of. `family` names the model family, whose spec `model` is."""
+
+    family: str
+    seed: int
+    model: models.ModelSpec
+    data: DataSpec
+    tokenizer: TokenizerSpec
+    optimizer: OptimizerSpec
+    training: TrainingSpec
+    evaluation: EvaluationSpec
+    generation: GenerationSpec
+    mesh: MeshSpec
+
+    def __post_init__(self):
+        if self.data.row_length > self.model.context:
+            raise InputError(
+                f"data.row_length={self.data.row_length} is longer than model.context={self.model.context}"
+            )
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed}: must not be negative")
+        schedule(self.optimizer, self.training.steps)  # refuses a warm-up that does not end
+
+
+# --- writing a config -------------------------------------------------------------------------------------------------
+
+
+def default_config(family: str) -> ConfigDict:
+    """The config of a family with every field at its default, locked.
+
+    Raises:
+        InputError: there is no such family.
+    """
+    config = ConfigDict({"family": family, "seed": 0})
+    for room, spec in _rooms(family).items():
+        section = config[room] = ConfigDict()
+        for name, kind in _fields(spec).items():
+            default = getattr(spec(), name)
+            # ml_collections takes the type of a field from its value; None needs a placeholder to have one.
+            section[name] = config_dict.placeholder(_inner(kind)) if default is None else default
+    return config.lock()
+
+
+def with_variant(config: ConfigDict, variant: str, **variants: dict[str, typing.Any]) -> ConfigDict:
+    """Applies the fields of one variant, `{"training.steps": 20}`, to a config; "" changes nothing.
+
+    Raises:
+        InputError: there is no such variant; the message lists those that exist.
+    """
+    if variant:
+        if variant not in variants:
+            raise InputError(f"unknown variant {variant!r}; there are {_choices(variant, variants)}")
+        for path, value in variants[variant].items():
+            _set(config, path, value)
+    return config
+
+
+def load(location: str) -> ConfigDict:
+    """The config of `experiments/name.py` or `experiments/name.py:variant`.
+
+    Raises:
+        InputError: no such file, no `get_config` in it, an exception inside it, an unknown variant.
+    """
+    name, _, variant = location.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise InputError(f"--config={location}: there is no file {name}")
+    module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise InputError(f"--config={location}: {name} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"--config={location}: {name} defines no get_config(variant)")
+        config = module.get_config(variant)
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith("--config") else f"--config={location}: {error}") from None
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(sys.exc_info()[2]) if f.filename == str(path)]
+        where = f"{name}:{lines[-1]}" if lines else name
+        raise InputError(f"--config={location}: {where}: {_say(error)}") from None
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"--config={location}: get_config returned {type(config).__name__}, expected a ConfigDict")
+    return config
+
+
+def override(config: ConfigDict, assignments: list[tuple[str, str]]) -> ConfigDict:
+    """Sets fields from the command line's text, `[("optimizer.learning_rate", "3e-4")]`, by each field's type.
+
+    Raises:
+        InputError: no such field (the nearest is named), or text that is not of the field's type.
+    """
+    for path, text in assignments:
+        kind = _kind_at(config, path, source=f"--config.{path}={text}")
+        _set(config, path, _parse(text, kind, f"--config.{path}={text}"))
+    return config
+
+
+# --- from ConfigDict to specs and back --------------------------------------------------------------------------------
+
+
+def resolve(config: ConfigDict) -> Experiment:
+    """The typed, frozen specs of a config.
+
+    Raises:
+        InputError: a missing, unknown or mistyped field, or values that a spec refuses.
+    """
+    return _build(config.to_dict())
+
+
+def save(experiment: Experiment, path: pathlib.Path) -> None:
+    """Writes the resolved config as JSON, from which `read` makes an equal object."""
+    path.write_text(json.dumps(dataclasses.asdict(experiment), indent=2) + "\n", encoding="utf-8")
+
+
+def read(path: pathlib.Path) -> Experiment:
+    """The experiment that `save` wrote.
+
+    Raises:
+        InputError: the file is missing or not a resolved config.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} holds no config.json: it is not a run's folder") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a resolved config: {_say(error)}") from None
+    try:
+        return _build(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def differences(old: Experiment, new: Experiment) -> list[str]:
+    """One line for each field in which two experiments differ, `path: old -> new`."""
+    before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
+    absent = "(absent)"
+    return [
+        f"{path}: {before.get(path, absent)!r} -> {after.get(path, absent)!r}"
+        for path in sorted(before | after)
+        if before.get(path, absent) != after.get(path, absent)
+    ]
+
+
+def _build(values: dict) -> Experiment:
+    family = values.get("family")
+    rooms = _rooms(family)
+    expected = {"family", "seed", *rooms}
+    for name in values:
+        if name not in expected:
+            raise InputError(f"unknown section {name!r}; there are {_choices(name, expected)}")
+    built = {}
+    for room, spec in rooms.items():
+        if room not in values:
+            raise InputError(f"section {room!r} is missing")
+        kinds = _fields(spec)
+        for name in values[room]:
+            if name not in kinds:
+                raise InputError(f"unknown field {room}.{name}; {room} has {_choices(name, kinds)}")
+        missing = kinds.keys() - values[room].keys()
+        if missing:
+            raise InputError(f"{room}.{min(missing)} is missing")
+        built[room] = spec(
+            **{name: _convert(values[room][name], kind, f"{room}.{name}") for name, kind in kinds.items()}
+        )
+    if "seed" not in values:
+        raise InputError("seed is missing")
+    return Experiment(family=str(family), seed=int(_convert(values["seed"], int, "seed")), **built)
+
+
+def _rooms(family) -> dict[str, type]:
+    if family not in models.FAMILIES:
+        raise InputError(f"family={family!r}: there are {_choices(str(family), models.FAMILIES)}")
+    return {"model": models.FAMILIES[family].spec, **ROOMS}
+
+
+def _fields(spec: type) -> dict[str, typing.Any]:
+    hints = typing.get_type_hints(spec)
+    return {field.name: hints[field.name] for field in dataclasses.fields(spec)}
+
+
+def _flatten(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+# --- fields, types, messages ------------------------------------------------------------------------------------------
+
+
+def _choices(wrong: str, names: typing.Iterable[str]) -> str:
+    names = sorted(names)
+    nearest = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    return (f"{nearest[0]!r} (nearest), " if nearest else "") + ", ".join(n for n in names if n not in nearest)
+
+
+def _say(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _kind_at(config: ConfigDict, path: str, source: str):
+    """The type of the field at `room.name` (or of `seed`)."""
+    rooms = _rooms(config.family)
+    if path == "seed":
+        return int
+    room, _, name = path.partition(".")
+    if path == "family" or (room in rooms and not name):
+        raise InputError(f"{source}: {path} is set by the config file, not by an override")
+    if room not in rooms:
+        every = [f"{r}.{f}" for r, spec in rooms.items() for f in _fields(spec)]
+        by_field = [p for p in every if p.endswith(f".{path}")]
+        hint = repr(by_field[0]) + " (nearest)" if by_field else _choices(path, ["seed", *rooms])
+        raise InputError(f"{source}: there is no field {path!r}; there are {hint}")
+    kinds = _fields(rooms[room])
+    if name not in kinds:
+        raise InputError(f"{source}: {room} has no field {name!r}; it has {_choices(name, kinds)}")
+    return kinds[name]
+
+
+def _set(config: ConfigDict, path: str, value) -> None:
+    _kind_at(config, path, source=path)
+    *rooms, name = path.split(".")
+    section: typing.Any = config
+    for room in rooms:
+        section = section[room]
+    try:
+        section[name] = value
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}={value!r}: {_say(error)}") from None
+
+
+def _optional(kind) -> bool:
+    return isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
+
+
+def _inner(kind):
+    """The type behind `X | None`; tuple for `tuple[X, ...]`."""
+    if _optional(kind):
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    return typing.get_origin(kind) or kind
+
+
+def _element(kind) -> type:
+    if _optional(kind):
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    return typing.get_args(kind)[0]
+
+
+def _name(kind) -> str:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    text = f"a tuple of {_element(kind).__name__}" if _inner(kind) is tuple else names[_inner(kind)]
+    return f"{text} or None" if _optional(kind) else text
+
+
+def _parse(text: str, kind, source: str) -> typing.Any:
+    """A field's value from the command line's text."""
+    wrong = InputError(f"{source}: expected {_name(kind)}")
+    base = _inner(kind)
+    if text.lower() == "none":
+        if not _optional(kind):
+            raise wrong
+        return None
+    if base is tuple:
+        element = _element(kind)
+        body = text.strip()
+        if body[:1] in ("(", "[") and body[-1:] in (")", "]"):
+            body = body[1:-1]
+        return tuple(_parse(p.strip().strip("'\""), element, source) for p in body.split(",") if p.strip())
+    if base is bool:
+        if text.lower() not in ("true", "false"):
+            raise wrong
+        return text.lower() == "true"
+    if base is str:
+        return text
+    try:
+        value = base(text)
+    except ValueError:
+        raise wrong from None
+    if base is float and not math.isfinite(value):
+        raise wrong
+    return value
+
+
+def _convert(value, kind, path: str) -> typing.Any:
+    """A field's value checked against its type; integers become floats, lists tuples."""
+    wrong = InputError(f"{path}={value!r}: expected {_name(kind)}")
+    base = _inner(kind)
+    if value is None:
+        if not _optional(kind):
+            raise wrong
+        return None
+    if base is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise wrong
+        return tuple(_convert(v, _element(kind), path) for v in value)
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, base) or (base is not bool and isinstance(value, bool)):
+        raise wrong
+    if base is float and not math.isfinite(value):
+        raise wrong
+    return value

@@ -1,0 +1,72 @@
+"""`python -m llm.generate`: continue a prompt with a run's model."""
+
+import sys
+
+import jax
+
+from llm import cli
+from llm.errors import InputError
+from llm.generation import SamplingSpec, generate
+from llm.generation.engine import check_lengths
+from llm.run_folder import open_run
+from llm.tokenization import StreamDecoder
+
+DESCRIPTION = """\
+Continues a prompt with a run's newest checkpoint, printing the text as it comes.
+
+Filters act in the order temperature, top-k, top-p. The same seed gives the same text.
+"""
+
+
+def main(argv: list[str]) -> None:
+    """Parses, generates and prints."""
+    parser = cli.parser("generate", DESCRIPTION)
+    parser.add_argument("--workdir", required=True, metavar="FOLDER", help="a run's folder")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="new tokens at most; what the context leaves")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy; default 0.8")
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="only the K likeliest; 0, the default, is off"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="only the likeliest of mass P; 1 is off")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default 0")
+    parser.add_argument("--no-cache", action="store_true", help="compute every step from all tokens, for comparison")
+    flags = parser.parse_args(argv)
+    sampling = SamplingSpec(flags.temperature, flags.top_k, flags.top_p)
+    if not flags.prompt:
+        raise InputError("--prompt is empty: give the text to continue")
+    if flags.max_tokens is not None and flags.max_tokens < 1:
+        raise InputError(f"--max-tokens={flags.max_tokens} must be at least 1")
+    if flags.seed < 0:
+        raise InputError(f"--seed={flags.seed} must not be negative")
+
+    run = open_run(flags.workdir)
+    tokenizer, context = run.prepared.tokenizer, run.model.spec.context
+    prompt = [tokenizer.end_of_text, *tokenizer.encode(flags.prompt)]
+    check_lengths(len(prompt), 1, context)
+    stream = StreamDecoder(tokenizer)
+
+    def show(row: int, token: int) -> None:
+        del row
+        sys.stdout.write(stream.push(token))
+        sys.stdout.flush()
+
+    sys.stdout.write(flags.prompt)
+    with jax.set_mesh(run.mesh):
+        generate(
+            run.model,
+            run.params,
+            [prompt],
+            flags.max_tokens or context - len(prompt),
+            sampling,
+            context=context,
+            end_of_text=tokenizer.end_of_text,
+            seed=flags.seed,
+            use_cache=not flags.no_cache,
+            on_token=show,
+        )
+    print(stream.flush())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,150 @@
+"""Checkpoints: written by orbax in the background, complete only once their manifest stands.
+
+`checkpoints/<step>/` holds `state/`, orbax's arrays, and `manifest.json`, which is written last and lists every file
+with its size and checksum. A folder without a manifest, or one whose files do not match it, was cut off while it was
+written: a restart names it, leaves it and takes the newest complete one.
+"""
+
+import concurrent.futures
+import json
+import logging
+import pathlib
+import shutil
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from llm.errors import InputError
+
+MANIFEST = "manifest.json"
+_TRASH = ".removed-"
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        keep: newest complete checkpoints that stay.
+        say: told of every folder that is skipped.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int, say: Callable[[str], None] = print):
+        self._folder = folder.absolute()
+        self._keep = keep
+        self._say = say
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._commit_under_way: concurrent.futures.Future | None = None
+        # Orbax logs a warning a save about threads that a single-host run does not have.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+
+    def save(self, step: int, state: Any, **facts) -> None:
+        """Starts writing the state of a step; `facts` (JSON values) go into its manifest.
+
+        Raises:
+            OSError, ValueError: an earlier save failed; it is raised by the next `save` or `wait`.
+        """
+        self.wait()
+        place = self._folder / str(step)
+        if place.exists():
+            if _fault(place) is None:
+                return  # this very step is complete already
+            self._set_aside(place)
+        place.mkdir(parents=True)
+        self._orbax.save(place / "state", args=ocp.args.StandardSave(state))
+        self._commit_under_way = self._writer.submit(self._commit, step, facts)
+
+    def wait(self) -> None:
+        """Waits for the save under way; raises its error."""
+        if self._commit_under_way is not None:
+            under_way, self._commit_under_way = self._commit_under_way, None
+            under_way.result()
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None. Says which newer folders it skips, and why."""
+        for step, place in reversed(self._steps()):
+            fault = _fault(place)
+            if fault is None:
+                return step
+            self._say(f"checkpoint {place.name} is skipped: {fault}")
+        return None
+
+    def facts(self, step: int) -> dict:
+        """The facts that were saved with a step."""
+        return json.loads((self._folder / str(step) / MANIFEST).read_text(encoding="utf-8"))["facts"]
+
+    def restore(self, step: int, target: Any) -> Any:
+        """The state of a step, placed as `target` (shapes, dtypes, shardings) says.
+
+        Raises:
+            InputError: the saved arrays do not have the shapes of the target.
+        """
+        try:
+            return self._orbax.restore(self._folder / str(step) / "state", args=ocp.args.StandardRestore(target))
+        except ValueError as error:
+            text = " ".join(str(error).split())[:300]
+            raise InputError(f"checkpoint {self._folder / str(step)} does not fit this model: {text}") from None
+
+    def _steps(self) -> list[tuple[int, pathlib.Path]]:
+        if not self._folder.is_dir():
+            return []
+        for trash in self._folder.glob(f"{_TRASH}*"):
+            shutil.rmtree(trash, ignore_errors=True)
+        return sorted((int(p.name), p) for p in self._folder.iterdir() if p.is_dir() and p.name.isdigit())
+
+    def _set_aside(self, place: pathlib.Path) -> None:
+        n = 1
+        while (aside := place.with_name(f"{place.name}.incomplete-{n}")).exists():
+            n += 1
+        place.rename(aside)
+        self._say(f"checkpoint {place.name} was incomplete and now stands as {aside.name}")
+
+    def _commit(self, step: int, facts: dict) -> None:
+        """Waits for orbax to put all files of a save in place, then writes the manifest and drops old checkpoints."""
+        self._orbax.wait_until_finished()
+        place = self._folder / str(step)
+        manifest = {"step": step, "facts": facts, "files": _files(place)}
+        partial = place / f"{MANIFEST}.partial"
+        partial.write_text(json.dumps(manifest) + "\n", encoding="utf-8")
+        partial.replace(place / MANIFEST)
+        complete = [p for _, p in self._steps() if (p / MANIFEST).is_file()]
+        for old in complete[: -self._keep]:
+            # Renamed first: a kill in the middle leaves nothing that looks like a checkpoint.
+            trash = old.with_name(f"{_TRASH}{old.name}")
+            old.rename(trash)
+            shutil.rmtree(trash, ignore_errors=True)
+
+
+def _files(place: pathlib.Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file of a checkpoint but its manifest."""
+    found = {}
+    for path in sorted(p for p in place.rglob("*") if p.is_file() and not p.name.startswith(MANIFEST)):
+        crc = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                crc = zlib.crc32(block, crc)
+        found[path.relative_to(place).as_posix()] = [path.stat().st_size, crc]
+    return found
+
+
+def _fault(place: pathlib.Path) -> str | None:
+    """Why a checkpoint is not complete, or None if it is."""
+    path = place / MANIFEST
+    if not path.is_file():
+        return f"it has no {MANIFEST}, so it was cut off while it was written"
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError):
+        return f"its {MANIFEST} is damaged"
+    present = _files(place)
+    for name, (size, crc) in listed.items():
+        if name not in present:
+            return f"its file {name} is missing"
+        if present[name][0] != size:
+            return f"its file {name} has {present[name][0]} bytes instead of {size}"
+        if present[name][1] != crc:
+            return f"the checksum of its file {name} is wrong"
+    return None

@@ -1,0 +1,221 @@
+"""The training loop: batches in, updates, records, validations and checkpoints out."""
+
+import collections
+import dataclasses
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from llm import models
+from llm.data import Prepared, batch_at, prefetch
+from llm.errors import InputError, RunFailed, Stopped
+from llm.sharding import batch_shards
+from llm.stop import stop_signal
+from llm.training import optimizer as optimizers
+from llm.training import state as states
+from llm.training.checkpoint import Checkpoints
+from llm.training.losses import next_token
+from llm.training.metrics import MetricsLog
+from llm.training.spec import OptimizerSpec, TrainingSpec
+from llm.training.step import compile_train_step, put_batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """What the loop hands on: the final state, and the time and tokens of all its parts before and after resumes."""
+
+    state: states.TrainState
+    seconds: float
+    tokens: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Mean over the loop, compilation included."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+def train(
+    model: models.Model,
+    spec: TrainingSpec,
+    optimizer_spec: OptimizerSpec,
+    prepared: Prepared,
+    seed: int,
+    mesh: jax.sharding.Mesh,
+    workdir: pathlib.Path,
+    validate: Callable[[object], dict[str, float]],
+    say: Callable[[str], None] = print,
+) -> Trained:
+    """Trains to `spec.steps` steps, from the newest complete checkpoint of `workdir` if it has one.
+
+    Args:
+        validate: f(params) -> numbers by name, called every `validate_every` steps.
+
+    Raises:
+        InputError: the batch does not fit the mesh, the checkpoint was made with other data, or the disk has no room.
+        RunFailed: too many steps in a row had no finite gradient.
+        Stopped: a stop signal came; the state is saved.
+    """
+    shards = batch_shards(mesh)
+    if spec.batch_size % (shards * spec.microbatches):
+        raise InputError(
+            f"training.batch_size={spec.batch_size} is not a multiple of the mesh's {shards} data shards times "
+            f"training.microbatches={spec.microbatches}"
+        )
+    optimizer = optimizers.build(optimizer_spec, spec.steps)
+    target = states.abstract(model, optimizer, seed, mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", spec.keep_checkpoints, say)
+    fingerprints = {"data": prepared.fingerprint, "tokenizer": prepared.tokenizer.fingerprint}
+
+    start = checkpoints.latest()
+    if start is None:
+        _require_room(workdir, target, spec.keep_checkpoints)
+        state, seconds_before, tokens = states.create(model, optimizer, seed, mesh), 0.0, 0
+        start = 0
+    else:
+        facts = checkpoints.facts(start)
+        for name, value in fingerprints.items():
+            if facts["fingerprints"][name] != value:
+                raise InputError(
+                    f"checkpoint {start} was trained on other {name} (fingerprint {facts['fingerprints'][name]}) than "
+                    f"{workdir} holds now ({value}); restore the {name} or start a new workdir"
+                )
+        state = checkpoints.restore(start, target)
+        seconds_before, tokens = facts["seconds"], facts["tokens"]
+        say(f"resuming at step {start} of {spec.steps}")
+
+    step_function = compile_train_step(
+        mesh,
+        states.state_shardings(model, optimizer, mesh),
+        loss=next_token(model, spec.loss_chunk),
+        optimizer=optimizer,
+        schedule=optimizers.schedule(optimizer_spec, spec.steps),
+        clip_norm=optimizer_spec.clip_norm,
+        microbatches=spec.microbatches,
+    )
+
+    def make(step: int) -> dict:
+        host = batch_at(prepared.train, seed, step, spec.batch_size, jax.process_index(), jax.process_count())
+        return put_batch(mesh, host)
+
+    log = MetricsLog(workdir, start)
+    began = time.perf_counter()
+
+    def seconds() -> float:
+        return seconds_before + time.perf_counter() - began
+
+    def save(step: int) -> None:
+        checkpoints.save(step, state, fingerprints=fingerprints, seconds=seconds(), tokens=tokens)
+
+    bar = tqdm(total=spec.steps, initial=start, desc="training", unit="step", mininterval=0.5, dynamic_ncols=True)
+    mark, marked_tokens = began, tokens
+    pending: collections.deque[tuple[int, dict, dict]] = collections.deque()
+
+    def account() -> dict[str, float]:
+        """Takes the oldest pending step into the record: its tokens, and whether it was skipped."""
+        nonlocal tokens
+        done, batch, metrics = pending.popleft()
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        tokens += round(metrics["weight"])
+        bar.update()
+        if metrics["skipped"]:
+            tqdm.write(f"step {done} is skipped: its loss or gradient is not finite")
+        if metrics["skipped_in_a_row"] >= spec.max_skipped:
+            where = _save_diagnostic(workdir, done, batch, metrics)
+            checkpoints.wait()
+            raise RunFailed(
+                f"{spec.max_skipped} steps in a row had no finite gradient, the last is step {done}; its batch is in "
+                f"{where}; lower optimizer.learning_rate, or look at the batch"
+            )
+        return metrics
+
+    with stop_signal.deferred(), bar:
+        for step, batch in zip(range(start, spec.steps), prefetch(make, range(start, spec.steps))):
+            state, metrics = step_function(state, batch)
+            done = step + 1
+            pending.append((done, batch, metrics))
+            last = done == spec.steps
+            stopping = stop_signal.requested and not last
+            validating = done % spec.validate_every == 0 and not last
+            saving = done % spec.checkpoint_every == 0 or last or stopping
+            logging = done % spec.log_every == 0 or validating or last
+            # The device works on this step while the host looks at the one before; a step that is looked at in any
+            # other way is waited for.
+            while len(pending) > (0 if logging or saving else 1):
+                recorded = account()
+            if logging:
+                now = time.perf_counter()
+                rate, mark, marked_tokens = (tokens - marked_tokens) / (now - mark), now, tokens
+                row = {"step": done, "tokens_per_second": rate}
+                row |= {name: recorded[name] for name in ("loss", "grad_norm", "learning_rate", "skipped")}
+                if validating:
+                    row |= {f"validation.{name}": value for name, value in validate(state.params).items()}
+                    mark = time.perf_counter()
+                log.write(_finite(row))
+                bar.set_postfix_str(f"loss {recorded['loss']:.3f}, {rate:,.0f} tokens/s")
+            if saving:
+                save(done)
+            if stopping:
+                checkpoints.wait()
+                log.close()
+                raise Stopped(f"saved step {done} of {spec.steps}; the same command goes on")
+        checkpoints.wait()
+    log.close()
+    return Trained(state, seconds(), tokens)
+
+
+def restore_params(model, optimizer_spec: OptimizerSpec, spec: TrainingSpec, seed: int, mesh, workdir: pathlib.Path,
+                   say: Callable[[str], None] = print):  # fmt: skip
+    """(parameters, step) of the newest complete checkpoint of a run.
+
+    Raises:
+        InputError: there is none.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", spec.keep_checkpoints, say)
+    step = checkpoints.latest()
+    if step is None:
+        raise InputError(f"{workdir} holds no complete checkpoint: train it first")
+    target = states.abstract(model, optimizers.build(optimizer_spec, spec.steps), seed, mesh)
+    return checkpoints.restore(step, target).params, step
+
+
+def model_of(spec: models.ModelSpec, prepared_vocab: int) -> models.Model:
+    """The module of a spec whose vocabulary, if not given, is the tokenizer's.
+
+    Raises:
+        InputError: the given vocabulary is smaller than the tokenizer's.
+    """
+    if spec.vocab_size is None:
+        return models.build(dataclasses.replace(spec, vocab_size=prepared_vocab))
+    if spec.vocab_size < prepared_vocab:
+        raise InputError(
+            f"model.vocab_size={spec.vocab_size} is smaller than the tokenizer's {prepared_vocab}: ids would fall "
+            "outside the table"
+        )
+    return models.build(spec)
+
+
+def _finite(row: dict) -> dict:
+    """JSON has no NaN: numbers that are not finite become text in metrics.jsonl, and stay visible."""
+    return {name: value if np.isfinite(value) else str(value) for name, value in row.items()}
+
+
+def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dict) -> pathlib.Path:
+    path = workdir / f"diagnostic-{step}.npz"
+    np.savez(path, step=step, **{f"metrics.{k}": v for k, v in metrics.items()}, **jax.device_get(batch))
+    return path
+
+
+def _require_room(workdir: pathlib.Path, target: states.TrainState, keep: int) -> None:
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((target.params, target.opt_state)))
+    needed = size * (keep + 1)  # a new checkpoint stands before the oldest goes
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise InputError(
+            f"{workdir} has {free / 1e6:,.0f} MB free, {keep + 1} checkpoints of this model take "
+            f"{needed / 1e6:,.0f} MB: make room, or lower training.keep_checkpoints"
+        )

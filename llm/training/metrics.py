@@ -1,0 +1,123 @@
+"""Records of a run: metrics.jsonl, TensorBoard events, the arithmetic rate, and the curves."""
+
+import json
+import os
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+
+
+class MetricsLog:
+    """metrics.jsonl, one row a logged step, and the same numbers as TensorBoard events.
+
+    A resumed run passes its first step: rows at or after it, which a killed run may have left, are dropped.
+    """
+
+    def __init__(self, workdir: pathlib.Path, first_step: int):
+        from tensorboardX import SummaryWriter  # slow to import, and only training needs it
+
+        path = workdir / "metrics.jsonl"
+        kept = [row for row in read(workdir) if row["step"] <= first_step]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=10)
+
+    def write(self, row: dict) -> None:
+        """Adds a row; it has `step` and `loss`, and its other numbers by name."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self._events.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        self._events.close()
+
+
+def read(workdir: pathlib.Path) -> list[dict]:
+    """The rows of metrics.jsonl; a last line that a kill cut off is left out."""
+    path = workdir / "metrics.jsonl"
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    return rows
+
+
+def write_json(path: pathlib.Path, value: dict) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def measured_peak_flops(size: int = 1536, repeats: int = 5) -> float:
+    """Operations per second of the fastest of a few float32 matrix products on the first device."""
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a, b: a @ b)
+    product(x, x).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def plot_curves(workdir: pathlib.Path) -> pathlib.Path:
+    """Draws curves.png: training and validation loss, and the learning rate, by step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read(workdir)
+    figure, (loss_axes, rate_axes) = plt.subplots(
+        2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    steps = [row["step"] for row in rows]
+    losses = [row["loss"] for row in rows]
+    loss_axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training, one batch")
+    loss_axes.plot(steps, _smooth(losses), color="tab:blue", label="training, smoothed")
+    validated = [row for row in rows if "validation.loss" in row]
+    loss_axes.plot(
+        [row["step"] for row in validated],
+        [row["validation.loss"] for row in validated],
+        "o-",
+        color="tab:orange",
+        markersize=4,
+        label="validation",
+    )
+    loss_axes.set_ylabel("loss (nats per token)")
+    loss_axes.set_title(workdir.name)
+    loss_axes.grid(alpha=0.3)
+    loss_axes.legend()
+    rate_axes.plot(steps, [row["learning_rate"] for row in rows], color="tab:green")
+    rate_axes.set_ylabel("learning rate")
+    rate_axes.set_xlabel("step")
+    rate_axes.grid(alpha=0.3)
+    path = workdir / "curves.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _smooth(values: list[float], factor: float = 0.9) -> list[float]:
+    """Exponential moving average, corrected for its start."""
+    result, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = factor * total + (1 - factor) * value, factor * weight + (1 - factor)
+        result.append(total / weight)
+    return result

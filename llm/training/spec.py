@@ -1,0 +1,82 @@
+"""The settings of the optimizer and of the training loop."""
+
+import dataclasses
+
+from llm.errors import InputError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """AdamW with a linear warm-up and a cosine decay.
+
+    Attributes:
+        learning_rate: the peak, reached at update `warmup_steps`.
+        warmup_steps: updates from 0 to the peak; 0 starts at the peak.
+        final_fraction: the rate after the last update, as a share of the peak.
+        b1, b2, epsilon: Adam's decay rates and its epsilon.
+        weight_decay: decoupled decay of the roles that decay (`llm.training.optimizer.ROLES`).
+        clip_norm: largest global gradient norm; None does not clip.
+    """
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate}: must be above 0")
+        _require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps}: must not be negative")
+        _require(0 <= self.final_fraction <= 1, f"optimizer.final_fraction={self.final_fraction}: must lie in 0..1")
+        for name in ("b1", "b2"):
+            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)}: must lie in 0..1")
+        _require(self.epsilon > 0, f"optimizer.epsilon={self.epsilon}: must be above 0")
+        _require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay}: must not be negative")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"optimizer.clip_norm={self.clip_norm}: must be above 0, or None for no clipping",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSpec:
+    """The length of a run and what happens along it. Steps are updates.
+
+    Attributes:
+        steps: updates in all.
+        batch_size: rows of one update, over all devices.
+        microbatches: parts that one update's batch is computed in, one after the other, to save memory.
+        loss_chunk: tokens whose logits exist at a time; None computes all logits at once.
+        log_every, validate_every, checkpoint_every: steps between log rows, validations and checkpoints.
+        validation_rows: rows of the validation set that `validate_every` looks at (the end looks at all).
+        keep_checkpoints: newest complete checkpoints kept.
+        max_skipped: stop after this many steps in a row whose gradient was not finite.
+    """
+
+    steps: int = 1000
+    batch_size: int = 8
+    microbatches: int = 1
+    loss_chunk: int | None = None
+    log_every: int = 10
+    validate_every: int = 250
+    validation_rows: int = 64
+    checkpoint_every: int = 250
+    keep_checkpoints: int = 2
+    max_skipped: int = 10
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _require(value is None or value >= 1, f"training.{field.name}={value}: must be at least 1")
+        _require(
+            self.batch_size % self.microbatches == 0,
+            f"training.microbatches={self.microbatches} does not divide training.batch_size={self.batch_size}",
+        )

@@ -1,0 +1,112 @@
+"""The train step: one pure function from (state, batch) to (state, metrics)."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from llm.sharding import partition_spec
+from llm.training.losses import Sums
+from llm.training.optimizer import clip_by_norm
+from llm.training.state import TrainState
+
+
+def train_step(
+    state: TrainState,
+    batch: dict,
+    *,
+    loss: Callable[..., Sums],
+    optimizer: optax.GradientTransformation,
+    schedule: Callable,
+    clip_norm: float | None,
+    microbatches: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update.
+
+    The gradient is that of the whole batch's loss sum divided once by its whole weight, however many micro-batches it
+    is computed in. A step whose loss or gradient is not finite changes nothing but the counters of the state.
+
+    Args:
+        loss: f(params, batch, dropout_key) -> {name: (sum, weight)}, as in `llm.training.losses`.
+        schedule: the optimizer's learning rate by update, for the record.
+        clip_norm: largest global norm of the gradient.
+
+    Returns:
+        The new state and float32 scalars: the means of all losses, grad_norm (before clipping), learning_rate (the
+        one used), weight (trained tokens), skipped (1 if this step was), skipped_in_a_row.
+    """
+    dropout_key = jax.random.fold_in(state.rng, state.step)
+
+    def sums_of(params, batch, key):
+        sums = loss(params, batch, key)
+        return sums["loss"][0], sums
+
+    def part(index, part_batch):
+        key = jax.random.fold_in(dropout_key, index)
+        (_, sums), gradients = jax.value_and_grad(sums_of, has_aux=True)(state.params, part_batch, key)
+        return gradients, sums
+
+    if microbatches == 1:
+        gradients, sums = part(0, batch)
+    else:
+        # Rows are dealt out in turn, so that each micro-batch lies on all devices like the batch does.
+        dealt = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def accumulate(total, indexed):
+            return jax.tree.map(jnp.add, total, part(*indexed)), None
+
+        first = part(0, jax.tree.map(lambda x: x[0], dealt))
+        rest = jnp.arange(1, microbatches), jax.tree.map(lambda x: x[1:], dealt)
+        (gradients, sums), _ = jax.lax.scan(accumulate, first, rest)
+
+    weight = sums["loss"][1]
+    gradients = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), gradients)
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
+    updates, opt_state = optimizer.update(clip_by_norm(gradients, norm, clip_norm), state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    def keep(new, old):
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    skipped = jnp.where(finite, 0, 1)
+    in_a_row = (state.skipped_in_a_row + 1) * skipped
+    metrics = {name: total / jnp.maximum(w, 1.0) for name, (total, w) in sums.items()}
+    metrics |= {
+        "grad_norm": norm,
+        "learning_rate": schedule(state.step - state.skipped),
+        "weight": weight,
+        "skipped": skipped,
+        "skipped_in_a_row": in_a_row,
+    }
+    new_state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        skipped=state.skipped + skipped,
+        skipped_in_a_row=in_a_row,
+        params=keep(params, state.params),
+        opt_state=keep(opt_state, state.opt_state),
+    )
+    return new_state, metrics
+
+
+def compile_train_step(mesh: jax.sharding.Mesh, places: TrainState, **settings) -> Callable:
+    """`train_step` jitted over the mesh, the state donated; `settings` are its keyword arguments.
+
+    `places` is the state's sharding (`state_shardings`); batches are split over the data axes.
+    """
+    batch_place = NamedSharding(mesh, partition_spec(("batch", None)))
+
+    def step(state, batch):
+        return train_step(state, batch, **settings)
+
+    return jax.jit(step, in_shardings=(places, batch_place), out_shardings=(places, None), donate_argnums=0)
+
+
+def put_batch(mesh: jax.sharding.Mesh, batch: dict) -> dict:
+    """This process's part of a host batch as global arrays on the mesh."""
+    place = NamedSharding(mesh, partition_spec(("batch", None)))
+    return {key: jax.make_array_from_process_local_data(place, value) for key, value in batch.items()}
