@@ -4,12 +4,10 @@ Command:   python -m llm.train --config=experiments/quickstart.py --workdir=runs
 Hardware:  two CPU cores
 """
 
-from ml_collections import ConfigDict
-
-from llm.config import default_config, with_variant
+from llm.config import Config, default_config, with_variant
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     """The full run, or `smoke`: the same path in a few steps."""
     config = default_config("gpt")
     config.data.train = "austen"

@@ -3,7 +3,7 @@
 An experiment is a Python file with `get_config(variant)`. It starts from `default_config(family)`, which holds every
 field of every room's spec at its default, and changes what it wants:
 
-    def get_config(variant: str = "") -> ConfigDict:
+    def get_config(variant: str = "") -> Config:
         config = default_config("gpt")
         config.model.width = 256
         return with_variant(config, variant, smoke={"training.steps": 20})
@@ -34,6 +34,9 @@ from llm.sharding.spec import MeshSpec
 from llm.tokenization.spec import TokenizerSpec
 from llm.training.optimizer import schedule
 from llm.training.spec import OptimizerSpec, TrainingSpec
+
+# An ml_collections ConfigDict: no type checker can know its nested fields.
+Config = typing.Any
 
 ROOMS = {
     "data": DataSpec,
@@ -74,7 +77,7 @@ class Experiment:
 # --- writing a config -------------------------------------------------------------------------------------------------
 
 
-def default_config(family: str) -> ConfigDict:
+def default_config(family: str) -> Config:
     """The config of a family with every field at its default, locked.
 
     Raises:
@@ -90,7 +93,7 @@ def default_config(family: str) -> ConfigDict:
     return config.lock()
 
 
-def with_variant(config: ConfigDict, variant: str, **variants: dict[str, typing.Any]) -> ConfigDict:
+def with_variant(config: Config, variant: str, **variants: dict[str, typing.Any]) -> Config:
     """Applies the fields of one variant, `{"training.steps": 20}`, to a config; "" changes nothing.
 
     Raises:
@@ -104,7 +107,7 @@ def with_variant(config: ConfigDict, variant: str, **variants: dict[str, typing.
     return config
 
 
-def load(location: str) -> ConfigDict:
+def load(location: str) -> Config:
     """The config of `experiments/name.py` or `experiments/name.py:variant`.
 
     Raises:
@@ -134,7 +137,7 @@ def load(location: str) -> ConfigDict:
     return config
 
 
-def override(config: ConfigDict, assignments: list[tuple[str, str]]) -> ConfigDict:
+def override(config: Config, assignments: list[tuple[str, str]]) -> Config:
     """Sets fields from the command line's text, `[("optimizer.learning_rate", "3e-4")]`, by each field's type.
 
     Raises:
@@ -149,7 +152,7 @@ def override(config: ConfigDict, assignments: list[tuple[str, str]]) -> ConfigDi
 # --- from ConfigDict to specs and back --------------------------------------------------------------------------------
 
 
-def resolve(config: ConfigDict) -> Experiment:
+def resolve(config: Config) -> Experiment:
     """The typed, frozen specs of a config.
 
     Raises:
@@ -250,7 +253,7 @@ def _say(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _kind_at(config: ConfigDict, path: str, source: str):
+def _kind_at(config: Config, path: str, source: str):
     """The type of the field at `room.name` (or of `seed`)."""
     rooms = _rooms(config.family)
     if path == "seed":
@@ -269,7 +272,7 @@ def _kind_at(config: ConfigDict, path: str, source: str):
     return kinds[name]
 
 
-def _set(config: ConfigDict, path: str, value) -> None:
+def _set(config: Config, path: str, value) -> None:
     _kind_at(config, path, source=path)
     *rooms, name = path.split(".")
     section: typing.Any = config

@@ -34,8 +34,11 @@ class Projection(nn.Module):
         init = nn.initializers.normal(self.stddev_scale * fan_in**-0.5)
         kernel = parameter(self, "kernel", init, self.axes, (*self.inputs, *self.outputs))
         n = len(self.inputs)
-        contracted = tuple(range(x.ndim - n, x.ndim)), tuple(range(n))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ())))
+        # One plain matrix product: with more axes, XLA on CPU transposes operands of the gradient.
+        flat = x.astype(self.dtype).reshape(*x.shape[: x.ndim - n], fan_in) @ kernel.astype(self.dtype).reshape(
+            fan_in, -1
+        )
+        y = flat.reshape(*x.shape[: x.ndim - n], *self.outputs)
         if self.bias:
             y += parameter(self, "bias", nn.initializers.zeros, self.axes[n:], self.outputs).astype(self.dtype)
         return y
