@@ -1,0 +1,491 @@
+"""Both implementations against a float64 oracle and against the cases that break attention."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm import attention as room
+from llm.attention import BucketBias, Mask, attention_weights, relative_position_bucket
+from llm.attention.dropout import key_words, philox_4x32
+from tests.attention import oracle
+
+blockwise = importlib.import_module("llm.attention.blockwise")
+
+
+def attention(q, k, v, **how):
+    """`llm.attention.attention`, its arrays traced and the rest static: one compilation a call, not one an operation."""
+    traced = {name: x for name, x in how.items() if name == "mask" or hasattr(x, "dtype") or isinstance(x, BucketBias)}
+    static = {name: x for name, x in how.items() if name not in traced}
+    return jax.jit(lambda q, k, v, traced: room.attention(q, k, v, **traced, **static))(q, k, v, traced)
+
+
+@pytest.fixture(params=["reference", "blockwise", "blockwise of 8"])
+def implementation(request, monkeypatch):
+    """Each implementation; blockwise with one block, and with blocks so small that there are many."""
+    if request.param == "blockwise of 8":
+        monkeypatch.setattr(blockwise, "BLOCK", 8)
+        return "blockwise"
+    return request.param
+
+
+def normal(seed, *shapes, dtype=jnp.float32):
+    """Normal arrays cut out of larger ones full of NaN, so that a read past the end shows."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for shape in shapes:
+        large = np.full([n + 3 for n in shape], np.nan)
+        inner = tuple(slice(0, n) for n in shape)
+        large[inner] = rng.normal(size=shape)
+        result.append(jnp.asarray(large, dtype)[inner])
+    return result
+
+
+def compare(q, k, v, mask, implementation, *, tolerance=2e-5, **features):
+    """Forward and all gradients against the oracle, jitted; returns the output."""
+    bias, sinks = features.get("bias"), features.get("sinks_N")
+    key = features.get("dropout_key")
+    want = oracle.attention(
+        q, k, v, mask, bias=bias, sinks=sinks, scale=features.get("scale"), softcap=features.get("softcap"),
+        rate=features.get("dropout_rate", 0.0), words=None if key is None else np.asarray(key_words(key)),
+    )  # fmt: skip
+    trained = {n: x for n, x in (("bias", bias), ("sinks_N", sinks)) if x is not None}
+    rest = {n: x for n, x in features.items() if n not in trained}
+
+    @jax.jit
+    def run(q, k, v, trained, dout, dlse):
+        def f(q, k, v, trained):
+            return room.attention(q, k, v, mask=mask, implementation=implementation, return_lse=True, **trained, **rest)
+
+        (out, lse), pull = jax.vjp(f, q, k, v, trained)
+        return out, lse, pull((dout, dlse))
+
+    dout, dlse = normal(99, (*q.shape[:3], v.shape[3]), q.shape[:3])
+    dlse = jnp.where(jnp.isfinite(jnp.asarray(want["lse"])), dlse, 0.0)
+    out, lse, (dq, dk, dv, dtrained) = run(q, k, v, trained, dout.astype(q.dtype), dlse)
+    gradients = want["gradients"](dout.astype(q.dtype), dlse)
+    found = {"dq": dq, "dk": dk, "dv": dv, "dbias": dtrained.get("bias"), "dsinks": dtrained.get("sinks_N")}
+    np.testing.assert_allclose(np.float64(out), want["out"], atol=tolerance, err_msg="out")
+    np.testing.assert_allclose(lse, want["lse"], atol=tolerance, err_msg="lse")
+    for name, value in gradients.items():
+        np.testing.assert_allclose(np.float64(found[name]), value, atol=4 * tolerance, err_msg=name)
+    return out
+
+
+def masks(B, T, S, seed=0):
+    """Masks of every kind for pairwise distinct sizes."""
+    rng = np.random.default_rng(seed)
+
+    def documents(length):
+        return jnp.asarray(np.sort(rng.integers(0, 4, (B, length)), axis=1))
+
+    return {
+        "full": Mask(),
+        "causal": Mask(causal=True),
+        "window": Mask(window=(3, 2)),
+        "causal window": Mask(causal=True, window=(4, None)),
+        "lengths": Mask(kv_lengths_B=jnp.arange(1, B + 1) * 3),
+        "prefix": Mask(causal=True, prefix_lengths_B=jnp.arange(B) + 2),
+        "packing": Mask(causal=True, q_segments_BT=documents(T), kv_segments_BS=documents(S)),
+        "dense": Mask(dense_BNTS=jnp.asarray(rng.random((B, 1, T, S)) > 0.3)),
+        "positions": Mask(
+            causal=True,
+            q_positions_BT=jnp.asarray(rng.integers(0, S, (B, T))),
+            kv_positions_BS=jnp.asarray(np.stack([rng.permutation(S) for _ in range(B)])),
+        ),
+        "cache, prefix, window": Mask(
+            causal=True,
+            window=(9, None),
+            kv_lengths_B=jnp.arange(B) + 7,
+            prefix_lengths_B=jnp.arange(B) + 3,
+            q_positions_BT=jnp.broadcast_to(jnp.arange(T) + 5, (B, T)),
+            kv_positions_BS=jnp.broadcast_to(jnp.arange(S), (B, S)),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", masks(2, 11, 19))
+@pytest.mark.parametrize("features", ["plain", "all"])
+def test_every_mask_with_and_without_all_features(implementation, name, features):
+    B, T, S, N, K, H, Hv = 2, 11, 19, 6, 3, 5, 7
+    q, k, v, bias, sinks = normal(1, (B, T, N, H), (B, S, K, H), (B, S, K, Hv), (1, N, T, S), (N,))
+    extra = {}
+    if features == "all":
+        extra = {
+            "bias": bias, "sinks_N": sinks, "softcap": 2.0, "scale": 0.7, "dropout_rate": 0.3,
+            "dropout_key": jax.random.key(5),
+        }  # fmt: skip
+    compare(q, k, v, masks(B, T, S)[name], implementation, **extra)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 11, 19), (1, 1, 11, 19), (2, 1, 1, 19), (1, 6, 1, 1)])
+def test_bias_of_every_shape(implementation, shape):
+    q, k, v, bias = normal(2, (2, 11, 6, 5), (2, 19, 3, 5), (2, 19, 3, 5), shape)
+    compare(q, k, v, Mask(causal=True), implementation, bias=bias)
+
+
+def test_bucket_bias_equals_its_array(implementation):
+    q, k, v, table = normal(3, (2, 11, 6, 5), (2, 19, 3, 5), (2, 19, 3, 5), (8, 6))
+
+    def with_table(table):
+        bias = BucketBias(table, bidirectional=True, max_distance=16)
+        return attention(q, k, v, bias=bias, implementation=implementation)
+
+    def with_array(table):
+        relative = jnp.arange(19)[None, :] - (jnp.arange(11) + 8)[:, None]
+        bucket = relative_position_bucket(relative, bidirectional=True, buckets=8, max_distance=16)
+        bias = jnp.moveaxis(table[bucket], -1, 0)[None]
+        return attention(q, k, v, bias=bias, implementation="reference")
+
+    np.testing.assert_allclose(with_table(table), with_array(table), atol=1e-5)
+    got, want = (jax.jit(jax.grad(lambda t, f=f: jnp.sum(f(t) ** 2)))(table) for f in (with_table, with_array))
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_t5_buckets():
+    """C11."""
+    x = jnp.array([-200, -128, -64, -32, -16, -8, -7, -1, 0, 1, 7, 8, 16, 32, 64, 128])
+    both = relative_position_bucket(x, bidirectional=True)
+    np.testing.assert_array_equal(both, [15, 15, 14, 12, 10, 8, 7, 1, 0, 17, 23, 24, 26, 28, 30, 31])
+    causal = relative_position_bucket(x, bidirectional=False)
+    np.testing.assert_array_equal(causal, [31, 31, 26, 21, 16, 8, 7, 1, 0] + [0] * 7)
+
+
+# --- the cases that break attention -----------------------------------------------------------------------------------
+
+
+def one_sided(length):
+    """How to say that no key may be seen by query 1 of 2: by bool, segments, lengths or window."""
+    return {
+        "dense": Mask(dense_BNTS=jnp.array([[[[True, True, False], [False] * 3]]])),
+        "segments": Mask(q_segments_BT=jnp.array([[1, 0]]), kv_segments_BS=jnp.array([[1, 1, 0]])),
+        "positions": Mask(
+            causal=True, q_positions_BT=jnp.array([[1, -1]]), kv_positions_BS=jnp.array([[0, 1, 2]])
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", one_sided(0))
+@pytest.mark.parametrize("jit", [False, True])
+def test_c01_query_without_a_key(implementation, kind, dtype, jit):
+    mask = one_sided(0)[kind]
+    q = jnp.zeros((1, 2, 1, 4), dtype)
+    k = jnp.ones((1, 3, 1, 4), dtype)
+    v = jnp.broadcast_to(jnp.arange(3, dtype=dtype)[None, :, None, None], (1, 3, 1, 4))
+    dense = jnp.eye(4, dtype=dtype) * 2
+
+    def loss(dense, q, k, v, rows):
+        out = room.attention(q @ dense, k @ dense, v, mask=rows, implementation=implementation)
+        return out[:, 0].sum().astype(jnp.float32), out
+
+    run = jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)
+    (_, out), gradients = (jax.jit(run) if jit else run)(dense, q, k, v, mask)
+    run = jax.jit(run)
+    np.testing.assert_array_equal(np.float32(out[0, 0]), 0.5)
+    np.testing.assert_array_equal(np.float32(out[0, 1]), 0.0)
+    assert all(bool(jnp.isfinite(g).all()) for g in gradients)
+    alone = jax.tree.map(lambda x: x[:, :1] if x.shape[1:2] == (2,) else x, mask)
+    if mask.dense_BNTS is not None:
+        alone = Mask(dense_BNTS=mask.dense_BNTS[:, :, :1])
+    _, without = run(dense, q[:, :1], k, v, alone)
+    for got, want in zip(gradients, (without[0], jnp.pad(without[1], ((0, 0), (0, 1), (0, 0), (0, 0))), *without[2:])):
+        np.testing.assert_allclose(np.float32(got), np.float32(want), atol=1e-6)
+
+
+def test_c01_lengths_of_zero(implementation):
+    q, k, v = normal(4, (2, 3, 2, 4), (2, 5, 2, 4), (2, 5, 2, 4))
+    out = compare(q, k, v, Mask(kv_lengths_B=jnp.array([0, 4])), implementation)
+    np.testing.assert_array_equal(out[0], 0)
+
+
+def values(*numbers):
+    return jnp.asarray(numbers, jnp.float32)[None, :, None, None]
+
+
+def test_c03_last_query_meets_last_key(implementation):
+    def run(T, v):
+        S = v.shape[1]
+        return attention(
+            jnp.zeros((1, T, 1, 1)), jnp.zeros((1, S, 1, 1)), v, mask=Mask(causal=True), implementation=implementation
+        )[0, :, 0, 0]
+
+    np.testing.assert_allclose(run(2, values(0, 1, 2, 3, 4)), [1.5, 2.0], atol=1e-6)
+    np.testing.assert_allclose(run(5, values(1, 2)), [0, 0, 0, 1, 1.5], atol=1e-6)
+    for S in (1, 2, 5, 9):
+        np.testing.assert_allclose(run(1, values(*range(S))), [(S - 1) / 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, (3, 0), (3, None)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_c03_rows_of_a_longer_run(implementation, window, causal):
+    T = 12
+    q, k, v = normal(5, (2, T, 2, 4), (2, T, 2, 4), (2, T, 2, 4))
+    mask = Mask(causal=causal, window=window)
+    whole = attention(q, k, v, mask=mask, implementation=implementation)
+    for n in (1, 2, 7, 12):
+        part = attention(q[:, -n:], k, v, mask=mask, implementation=implementation)
+        np.testing.assert_allclose(part, whole[:, -n:], atol=1e-5)
+
+
+def test_c03_windows_take_effect_and_hide_the_future(implementation):
+    q, k, v = normal(6, (1, 9, 1, 4), (1, 9, 1, 4), (1, 9, 1, 4))
+    for mask in (Mask(causal=True, window=(2, None)), Mask(window=(2, 0))):
+        jacobian = jax.jacobian(lambda v, m=mask: attention(q, k, v, mask=m, implementation=implementation).sum((0, 2, 3)))(v)
+        touched = np.abs(np.asarray(jacobian)).sum((1, 3, 4)) > 0
+        rows, columns = np.indices((9, 9))
+        np.testing.assert_array_equal(touched, (columns <= rows) & (columns >= rows - 2))
+
+
+@pytest.mark.parametrize(
+    "T, S, H, Hv",
+    [(192, 192, 16, 16), (192, 320, 80, 80), (1, 77, 64, 64), (130, 130, 20, 20), (64, 64, 192, 128), (1, 1, 8, 8)],
+)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 2e-2)])
+def test_c04_sizes_that_fit_no_tile(monkeypatch, T, S, H, Hv, causal, dtype, tolerance):
+    monkeypatch.setattr(blockwise, "BLOCK", 128)
+    q, k, v = normal(7, (2, T, 3, H), (2, S, 3, H), (2, S, 3, Hv), dtype=jnp.dtype(dtype))
+    out = compare(q, k, v, Mask(causal=causal), "blockwise", tolerance=tolerance, precision="highest")
+    again = compare(q, k, v, Mask(causal=causal), "blockwise", tolerance=tolerance, precision="highest")
+    np.testing.assert_array_equal(np.float32(out), np.float32(again))
+    if dtype == "float32":
+        compare(q, k, v, Mask(causal=causal), "reference", tolerance=tolerance)
+
+
+def test_c05_packed_documents(implementation):
+    segments = jnp.array([[1, 1, 1, 2, 2, 2, 0, 0]])
+    mask = Mask(causal=True, q_segments_BT=segments, kv_segments_BS=segments)
+    zeros = jnp.zeros((1, 8, 1, 1))
+    out = attention(zeros, zeros, values(*range(1, 9)), mask=mask, implementation=implementation)
+    np.testing.assert_allclose(out[0, :, 0, 0], [1, 1.5, 2, 4, 4.5, 5, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("N, K", [(4, 2), (4, 1), (4, 4)])
+def test_c06_heads_share_keys_in_groups(implementation, N, K):
+    q, k, v, bias = normal(8, (2, 5, N, 4), (2, 7, K, 4), (2, 7, K, 4), (2, N, 5, 7))
+    dense = jnp.asarray(np.random.default_rng(0).random((2, N, 5, 7)) > 0.4)
+
+    def loss(k, v, repeat):
+        k, v = (jnp.repeat(x, N // K, axis=2) if repeat else x for x in (k, v))
+        out = attention(q, k, v, bias=bias, mask=Mask(dense_BNTS=dense), implementation=implementation)
+        return jnp.sum(jnp.sin(out)), out
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)
+    (_, grouped), g = run(k, v, False)
+    (_, repeated), r = run(k, v, True)
+    np.testing.assert_allclose(grouped, repeated, atol=1e-5)
+    for got, want in zip(g, r):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_c06_values_and_refusal(implementation):
+    zeros = jnp.zeros((1, 3, 4, 2))
+    v = jnp.broadcast_to(jnp.array([10.0, 20.0])[None, None, :, None], (1, 3, 2, 2))
+    out = attention(zeros, zeros[:, :, :2], v, implementation=implementation)
+    np.testing.assert_allclose(out[0, 0, :, 0], [10, 10, 20, 20], atol=1e-5)
+    with pytest.raises(ValueError, match="6 query heads are not a multiple of 4 key heads"):
+        attention(jnp.zeros((1, 3, 6, 2)), zeros, zeros, implementation=implementation)
+
+
+def test_c08_half_precision(implementation):
+    def run(q, k, v, **how):
+        out = attention(q, k, v, implementation=implementation, **how)
+        assert out.dtype == q.dtype and bool(jnp.isfinite(out).all())
+        return np.float32(out)
+
+    half = jnp.float16
+    one = Mask(dense_BNTS=jnp.zeros((1, 1, 1, 5), bool).at[..., 3].set(True))
+    q, k, v = normal(9, (1, 1, 1, 8), (1, 5, 1, 8), (1, 5, 1, 8), dtype=half)
+    np.testing.assert_allclose(run(q, k, v, mask=one)[0, 0], np.float32(v)[0, 3], atol=1e-3)  # (a)
+
+    segments = jnp.array([[1, 1, 0, 0]])
+    q, k, v = normal(9, (1, 4, 1, 8), (1, 4, 1, 8), (1, 4, 1, 8), dtype=jnp.bfloat16)
+    run(q, k, v, mask=Mask(causal=True, q_segments_BT=segments, kv_segments_BS=segments))  # (b)
+
+    k = jnp.asarray([1.0, 2.0, 3e4], half)[None, :, None, None]
+    hidden = Mask(dense_BNTS=jnp.array([[[[True, True, False]]]]))
+    weighted = run(jnp.ones((1, 1, 1, 1), half), k, values(0, 0, 1).astype(half), mask=hidden, scale=1.0)
+    assert weighted == 0.0  # (c)
+
+    hundred = jnp.full((1, 2, 1, 64), 100, half)
+    np.testing.assert_allclose(run(hundred, hundred, jnp.ones((1, 2, 1, 64), half)), 1.0, atol=1e-3)  # (d)
+
+    zeros = jnp.zeros((1, 1, 1, 4), jnp.bfloat16)
+    k = jnp.zeros((1, 1000, 1, 4), jnp.bfloat16)
+    np.testing.assert_allclose(run(zeros, k, jnp.ones_like(k)), 1.0, atol=0.01)  # (e)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_c08_error_at_most_twice_that_of_plain_float32_softmax(implementation, dtype):
+    q, k, v = normal(10, (2, 33, 4, 16), (2, 47, 2, 16), (2, 47, 2, 16), dtype=jnp.dtype(dtype))
+    truth = oracle.attention(q, k, v, Mask(causal=True))["out"]
+    s = jnp.einsum("btkgh,bskh->bkgts", q.reshape(2, 33, 2, 2, 16), k).astype(jnp.float32) / 4
+    s = jnp.where(jnp.arange(47) <= jnp.arange(33)[:, None] + 14, s, -jnp.inf)
+    plain = jnp.einsum("bkgts,bskh->btkgh", jax.nn.softmax(s).astype(dtype), v).reshape(q.shape)
+    out = attention(q, k, v, mask=Mask(causal=True), implementation=implementation)
+    error, plain_error = (np.abs(np.float64(x) - truth).max() for x in (out, plain))
+    assert error <= 2 * plain_error
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "counter, key, expected",
+    [  # the known answers that Random123 ships
+        ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_golden_vectors(counter, key, expected):
+    words = philox_4x32(tuple(jnp.uint32(c) for c in counter), tuple(jnp.uint32(k) for k in key))
+    assert tuple(int(w) for w in words) == expected
+
+
+def test_c15_dropout_bits(implementation):
+    """One mask a head and row, the same again by key, no other by block size; kept weights doubled."""
+    B, T, N = 2, 64, 3
+    q = jnp.zeros((B, T, N, T))
+    v = jnp.broadcast_to(jnp.eye(T)[None, :, None, :], (B, T, N, T))  # the output is the weight matrix itself
+
+    def weights(key, **how):
+        return np.asarray(attention(q, q, v, dropout_rate=0.5, dropout_key=key, **how))
+
+    first = weights(jax.random.key(1), implementation=implementation)
+    np.testing.assert_array_equal(first > 0, weights(jax.random.key(1), implementation="reference") > 0)
+    assert set(np.unique(np.round(first * T, 4))) == {0.0, 2.0}
+    assert abs((first > 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(first.size)
+    other = weights(jax.random.key(2), implementation=implementation)
+    kept = [(x > 0)[b, :, n] for x in (first, other) for b in range(B) for n in range(N)]
+    for i in range(len(kept)):
+        for j in range(i):
+            assert 0.4 < (kept[i] == kept[j]).mean() < 0.6
+    with pytest.raises(ValueError, match="needs a dropout_key"):
+        attention(q, q, v, dropout_rate=0.5, implementation=implementation)
+
+
+# --- memory, skipped blocks, random masks, refusals -------------------------------------------------------------------
+
+
+def test_c38_memory_is_linear_in_length():
+    def temporary(T):
+        x = jax.ShapeDtypeStruct((1, T, 2, 16), jnp.float32)
+        f = jax.grad(lambda q, k, v: attention(q, k, v, mask=Mask(causal=True), implementation="blockwise").sum())
+        return jax.jit(f).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+    sizes = [temporary(T) for T in (2048, 4096, 8192)]
+    assert sizes[1] < 2.2 * sizes[0] and sizes[2] < 2.2 * sizes[1], sizes
+
+
+@pytest.mark.parametrize(
+    "mask, pairs",
+    [
+        (Mask(), 16),
+        (Mask(causal=True), 10),
+        (Mask(causal=True, window=(7, None)), 7),
+        (Mask(window=(0, 0)), 4),
+        (Mask(kv_lengths_B=jnp.array([8, 3])), 4),
+    ],
+)
+def test_hidden_blocks_are_not_computed(mask, pairs):
+    plan = blockwise._Plan(32, 32, 8, 8, 1.0, None, 0.0, None)
+    assert int(blockwise._geometry(plan, mask).count) == pairs
+
+
+def test_blocks_of_other_documents_are_not_computed():
+    segments = jnp.array([[1] * 16 + [2] * 8 + [0] * 8])
+    plan = blockwise._Plan(32, 32, 8, 8, 1.0, None, 0.0, None)
+    mask = Mask(causal=True, q_segments_BT=segments, kv_segments_BS=segments)
+    assert int(blockwise._geometry(plan, mask).count) == 3 + 1
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_random_masks(data):
+    draw = data.draw
+    B, T, S = draw(st.integers(1, 2)), draw(st.sampled_from([1, 3, 9])), draw(st.sampled_from([2, 9, 17]))
+    seed = draw(st.integers(0, 2**20))
+    rng = np.random.default_rng(seed)
+    side = st.one_of(st.none(), st.integers(0, 12))
+    fields = {"causal": draw(st.booleans()), "window": draw(st.one_of(st.none(), st.tuples(side, side)))}
+    if draw(st.booleans()):
+        fields |= {
+            "q_segments_BT": jnp.asarray(rng.integers(0, 3, (B, T))),
+            "kv_segments_BS": jnp.asarray(rng.integers(0, 3, (B, S))),
+        }
+    if draw(st.booleans()):
+        fields["kv_lengths_B"] = jnp.asarray(rng.integers(0, S + 1, B))
+    if draw(st.booleans()):
+        fields["prefix_lengths_B"] = jnp.asarray(rng.integers(0, S + 1, B))
+    if draw(st.booleans()):
+        fields["q_positions_BT"] = jnp.asarray(rng.integers(-2, S + 2, (B, T)))
+    q, k, v = normal(seed, (B, T, 2, 4), (B, S, 1, 4), (B, S, 1, 4))
+    block, blockwise.BLOCK = blockwise.BLOCK, 4
+    try:
+        compare(q, k, v, Mask(**fields), "blockwise")
+    finally:
+        blockwise.BLOCK = block
+    compare(q, k, v, Mask(**fields), "reference")
+
+
+def test_partial_results_merge_by_their_lse(implementation):
+    q, k, v = normal(11, (2, 6, 4, 8), (2, 10, 2, 8), (2, 10, 2, 8))
+
+    def part(keys, start):
+        n = keys.stop - keys.start
+        mask = Mask(
+            causal=True,
+            q_positions_BT=jnp.broadcast_to(jnp.arange(6) + 4, (2, 6)),
+            kv_positions_BS=jnp.broadcast_to(jnp.arange(start, start + n), (2, n)),
+        )
+        return attention(q, k[:, keys], v[:, keys], mask=mask, implementation=implementation, return_lse=True)
+
+    (out1, lse1), (out2, lse2) = part(slice(0, 5), 0), part(slice(5, 10), 5)
+    lse = jnp.logaddexp(lse1, lse2)
+    merged = out1 * jnp.exp(lse1 - lse)[..., None] + out2 * jnp.exp(lse2 - lse)[..., None]
+    whole, whole_lse = attention(q, k, v, mask=Mask(causal=True), implementation=implementation, return_lse=True)
+    np.testing.assert_allclose(merged, whole, atol=1e-5)
+    np.testing.assert_allclose(lse, whole_lse, atol=1e-5)
+
+
+def test_weights_sum_to_one_and_hide_what_is_masked():
+    q, k = normal(12, (2, 5, 4, 8), (2, 5, 2, 8))
+    weights = attention_weights(q, k, mask=Mask(causal=True))
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
+    assert float(jnp.abs(jnp.triu(weights, 1)).max()) == 0.0
+
+
+Q = jnp.zeros((2, 3, 4, 8))
+REFUSED = {
+    "widths": (dict(k_BSKH=jnp.zeros((2, 3, 4, 6))), r"head width, 8 and 6"),
+    "lengths": (dict(v_BSKH=jnp.zeros((2, 5, 4, 8))), r"k and v differ"),
+    "batch": (dict(q_BTNH=jnp.zeros((1, 3, 4, 8))), r"q and k differ in batch"),
+    "axes": (dict(q_BTNH=jnp.zeros((2, 3, 8))), r"four axes"),
+    "integers": (dict(q_BTNH=jnp.zeros((2, 3, 4, 8), jnp.int32)), r"dtype int32"),
+    "implementation": (dict(implementation="flash"), r"unknown implementation 'flash'; there are auto, reference"),
+    "rate": (dict(dropout_rate=1.0, dropout_key=jax.random.key(0)), r"dropout_rate=1.0"),
+    "bias": (dict(bias=jnp.zeros((2, 4, 3, 2))), r"bias has shape \(2, 4, 3, 2\)"),
+    "sinks": (dict(sinks_N=jnp.zeros(3)), r"sinks_N has shape \(3,\)"),
+    "mask shape": (dict(mask=Mask(kv_lengths_B=jnp.zeros(3, jnp.int32))), r"kv_lengths_B has shape \(3,\)"),
+    "mask dtype": (dict(mask=Mask(dense_BNTS=jnp.zeros((2, 1, 3, 3)))), r"dense_BNTS has dtype float32"),
+    "one segment": (dict(mask=Mask(q_segments_BT=jnp.ones((2, 3), jnp.int32))), r"given together"),
+    "window": (dict(mask=Mask(window=(-1, None))), r"window=\(-1, None\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_name_what_is_wrong(name):
+    changed, message = REFUSED[name]
+    arguments = {"q_BTNH": Q, "k_BSKH": Q, "v_BSKH": Q, **changed}
+    with pytest.raises(ValueError, match=message):
+        attention(arguments.pop("q_BTNH"), arguments.pop("k_BSKH"), arguments.pop("v_BSKH"), **arguments)

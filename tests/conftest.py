@@ -1,0 +1,28 @@
+"""Tests run on CPU and share compiled programs through JAX's compilation cache."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import pytest  # noqa: E402
+
+from tests import helpers  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    """A folder of eight short documents out of the embedded corpus."""
+    return helpers.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, corpus) -> pathlib.Path:
+    """The folder of one finished tiny run, read by many tests and changed by none."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    result = helpers.verb("train", *helpers.tiny(corpus, workdir))
+    assert result.returncode == 0, result.stderr
+    return workdir

@@ -1,0 +1,54 @@
+"""Launching verbs as a user does, and small things to launch them on."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from llm.data.sources import read
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a verb's subprocess."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu", **extra}
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    """The command line of a verb."""
+    return [sys.executable, "-m", f"llm.{name}", *map(str, arguments)]
+
+
+def verb(name: str, *arguments: object, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a verb to its end."""
+    return subprocess.run(
+        command(name, *arguments), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """The verb refused its input: exit code 2, one line on stderr that holds all parts, no traceback."""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for part in parts:
+        assert part in lines[0], (part, lines[0])
+
+
+def write_corpus(folder: pathlib.Path) -> pathlib.Path:
+    """Eight documents of about 6,000 characters."""
+    text = read("austen")[2].text
+    for n in range(8):
+        (folder / f"part{n}.txt").write_text(text[n * 6000 : (n + 1) * 6000], encoding="utf-8")
+    return folder
+
+
+def tiny(corpus: pathlib.Path, workdir: pathlib.Path, *overrides: str) -> list[str]:
+    """Arguments of llm.train for a run of seconds on a corpus folder, dropout on."""
+    return [
+        "--config=tests/tiny.py",
+        f"--workdir={workdir}",
+        f"--config.data.train={corpus}",
+        *(f"--config.{o}" for o in overrides),
+    ]
