@@ -2,6 +2,8 @@
 
 Command:   python -m llm.train --config=experiments/quickstart.py --workdir=runs/quickstart
 Hardware:  two CPU cores
+Time:      TIME
+Score:     SCORE
 """
 
 from llm.config import Config, default_config, with_variant
@@ -24,16 +26,15 @@ def get_config(variant: str = "") -> Config:
     config.model.scale_embedding = True
     config.model.unroll = 4
 
-    config.training.steps = 2400
+    config.training.steps = 2200
     config.training.batch_size = 8
     config.training.validate_every = 400
     config.training.checkpoint_every = 400
-    config.optimizer.learning_rate = 4e-3
+    config.optimizer.learning_rate = 3.5e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.final_fraction = 0.0
     config.optimizer.b2 = 0.99
-    config.optimizer.weight_decay = 0.3
-    config.mesh.cpu_devices = 2
+    config.optimizer.weight_decay = 0.4
 
     config.generation.prompts = ("It was a truth", "Anne could not", '"My dear')
     config.generation.max_tokens = 80

@@ -34,7 +34,7 @@ class Stack(nn.Module):
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         scanned: Any = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},  # recorded activations come stacked too
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             out_axes=0,

@@ -235,7 +235,9 @@ def test_c03_rows_of_a_longer_run(implementation, window, causal):
 def test_c03_windows_take_effect_and_hide_the_future(implementation):
     q, k, v = normal(6, (1, 9, 1, 4), (1, 9, 1, 4), (1, 9, 1, 4))
     for mask in (Mask(causal=True, window=(2, None)), Mask(window=(2, 0))):
-        jacobian = jax.jacobian(lambda v, m=mask: attention(q, k, v, mask=m, implementation=implementation).sum((0, 2, 3)))(v)
+        jacobian = jax.jacobian(
+            lambda v, m=mask: attention(q, k, v, mask=m, implementation=implementation).sum((0, 2, 3))
+        )(v)
         touched = np.abs(np.asarray(jacobian)).sum((1, 3, 4)) > 0
         rows, columns = np.indices((9, 9))
         np.testing.assert_array_equal(touched, (columns <= rows) & (columns >= rows - 2))

@@ -1,0 +1,131 @@
+"""Configs: overrides by type, hints, variants, and the round trip through config.json (C26)."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from llm import config
+from llm.errors import InputError
+from tests.helpers import ROOT
+
+CONFIGS = sorted(p for p in (ROOT / "experiments").rglob("*.py") if "get_config" in p.read_text())
+
+
+def resolved(*assignments):
+    return config.resolve(config.override(config.default_config("gpt"), list(assignments)))
+
+
+@pytest.mark.parametrize(
+    "path, text, value",
+    [
+        ("optimizer.learning_rate", "1", 1.0),
+        ("optimizer.learning_rate", "3e-4", 3e-4),
+        ("model.layers", "2", 2),
+        ("model.qk_norm", "True", True),
+        ("model.qk_norm", "false", False),
+        ("data.train", "elsewhere", "elsewhere"),
+        ("data.holdout", "(a,b,c)", ("a", "b", "c")),
+        ("data.holdout", "a,b", ("a", "b")),
+        ("data.holdout", "()", ()),
+        ("model.kv_heads", "2", 2),
+        ("model.kv_heads", "None", None),
+        ("optimizer.clip_norm", "none", None),
+        ("training.loss_chunk", "64", 64),
+        ("seed", "7", 7),
+    ],
+)
+def test_overrides_take_the_type_of_the_field(path, text, value):
+    found = resolved((path, text))
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "path, text, message",
+    [
+        ("model.layers", "2.5", "expected an integer"),
+        ("model.layers", "1e3", "expected an integer"),
+        ("model.layers", "None", "expected an integer"),
+        ("model.qk_norm", "1", "expected true or false"),
+        ("optimizer.learning_rate", "fast", "expected a number"),
+        ("optimizer.learning_rate", "nan", "expected a number"),
+        ("data.train", "None", "expected text"),
+        ("optimizer.learnig_rate", "1", "'learning_rate' (nearest)"),
+        ("optimiser.learning_rate", "1", "'optimizer' (nearest)"),
+        ("learning_rate", "1", "'optimizer.learning_rate' (nearest)"),
+        ("model", "1", "set by the config file"),
+        ("family", "t5", "set by the config file"),
+        ("model.heads", "3", "model.heads=3 does not divide model.width=128"),
+        ("model.norm", "rsm", "there are rms, layer"),
+        ("data.row_length", "256", "longer than model.context=128"),
+        ("optimizer.warmup_steps", "1000", "must be less than training.steps=1000"),
+        ("mesh.fsdp", "-1", "only one axis may be -1"),
+        ("generation.top_p", "1.5", "generation.top_p=1.5"),
+    ],
+)
+def test_wrong_overrides_say_what_is_wrong(path, text, message):
+    with pytest.raises(InputError) as error:
+        resolved((path, text))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_family_and_variant():
+    with pytest.raises(InputError, match="'gpt'"):
+        config.default_config("gtp")
+    with pytest.raises(InputError, match="unknown variant 'smke'; there are 'smoke'"):
+        config.load("experiments/quickstart.py:smke")
+
+
+def test_config_is_locked_and_typed():
+    values = config.default_config("gpt")
+    with pytest.raises(AttributeError, match="(?i)did you mean"):
+        values.model.widht = 3
+    with pytest.raises(TypeError):
+        values.model.width = 2.5
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("variant", ["", ":smoke"])
+def test_every_experiment_resolves_and_comes_back_equal(path, variant, tmp_path):
+    experiment = config.resolve(config.load(f"{path}{variant}"))
+    config.save(experiment, tmp_path / "config.json")
+    again = config.read(tmp_path / "config.json")
+    assert again == experiment and hash(again) == hash(experiment)
+    assert config.differences(experiment, again) == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_experiment_says_how_to_run_it(path):
+    text = path.read_text()
+    name = path.relative_to(ROOT).as_posix()
+    assert f"python -m llm.train --config={name}" in text
+    for word in ("Hardware:", "Time:", "Score:"):
+        assert word in text, word
+    assert name in (ROOT / "experiments" / "README.md").read_text()
+
+
+def test_differences_name_the_fields():
+    old, new = resolved(), resolved(("model.layers", "6"), ("optimizer.clip_norm", "None"))
+    assert config.differences(old, new) == ["model.layers: 4 -> 6", "optimizer.clip_norm: 1.0 -> None"]
+
+
+def test_read_refuses_unknown_missing_and_mistyped_fields(tmp_path):
+    path: pathlib.Path = tmp_path / "config.json"
+    config.save(resolved(), path)
+    text = path.read_text()
+    for wrong, right, message in [
+        ('"layers": 4', '"layres": 4', "layres"),
+        ('"layers": 4,', "", "model.layers is missing"),
+        ('"layers": 4', '"layers": "four"', "expected an integer"),
+        ('"seed": 0', '"sede": 0', "unknown section 'sede'"),
+    ]:
+        path.write_text(text.replace(wrong, right, 1))
+        with pytest.raises(InputError, match=message):
+            config.read(path)
+
+
+def test_specs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resolved().model.layers = 3
