@@ -6,14 +6,17 @@ written: a restart names it, leaves it and takes the newest complete one.
 """
 
 import concurrent.futures
+import errno
 import json
 import logging
+import os
 import pathlib
 import shutil
 import zlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from llm.errors import InputError
@@ -35,19 +38,25 @@ class Checkpoints:
         self._folder = folder.absolute()
         self._keep = keep
         self._say = say
+        self._faulty: set[int] = set()
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._commit_under_way: concurrent.futures.Future | None = None
-        # Orbax logs a warning a save about threads that a single-host run does not have.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # A failed save is raised by `wait`; its copies in the logs of orbax's threads would only bury that line.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
 
     def save(self, step: int, state: Any, **facts) -> None:
         """Starts writing the state of a step; `facts` (JSON values) go into its manifest.
 
         Raises:
+            OSError: the disk has no room for it.
             OSError, ValueError: an earlier save failed; it is raised by the next `save` or `wait`.
         """
         self.wait()
+        # Looked at before, because a disk that fills up under orbax's threads makes each of them print a traceback.
+        if shutil.disk_usage(self._folder.parent).free < sum(x.nbytes for x in jax.tree.leaves(state)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder / str(step)))
         place = self._folder / str(step)
         if place.exists():
             if _fault(place) is None:
@@ -69,6 +78,7 @@ class Checkpoints:
             fault = _fault(place)
             if fault is None:
                 return step
+            self._faulty.add(step)
             self._say(f"checkpoint {place.name} is skipped: {fault}")
         return None
 
@@ -110,7 +120,8 @@ class Checkpoints:
         partial = place / f"{MANIFEST}.partial"
         partial.write_text(json.dumps(manifest) + "\n", encoding="utf-8")
         partial.replace(place / MANIFEST)
-        complete = [p for _, p in self._steps() if (p / MANIFEST).is_file()]
+        self._faulty.discard(step)
+        complete = [p for s, p in self._steps() if (p / MANIFEST).is_file() and s not in self._faulty]
         for old in complete[: -self._keep]:
             # Renamed first: a kill in the middle leaves nothing that looks like a checkpoint.
             trash = old.with_name(f"{_TRASH}{old.name}")

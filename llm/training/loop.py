@@ -155,7 +155,7 @@ def train(
                 if validating:
                     row |= {f"validation.{name}": value for name, value in validate(state.params).items()}
                     mark = time.perf_counter()
-                log.write(_finite(row))
+                log.write(row)
                 bar.set_postfix_str(f"loss {recorded['loss']:.3f}, {rate:,.0f} tokens/s")
             if saving:
                 save(done)
@@ -197,11 +197,6 @@ def model_of(spec: models.ModelSpec, prepared_vocab: int) -> models.Model:
             "outside the table"
         )
     return models.build(spec)
-
-
-def _finite(row: dict) -> dict:
-    """JSON has no NaN: numbers that are not finite become text in metrics.jsonl, and stay visible."""
-    return {name: value if np.isfinite(value) else str(value) for name, value in row.items()}
 
 
 def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dict) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """Records of a run: metrics.jsonl, TensorBoard events, the arithmetic rate, and the curves."""
 
 import json
+import math
 import os
 import pathlib
 import time
@@ -27,8 +28,12 @@ class MetricsLog:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=10)
 
     def write(self, row: dict) -> None:
-        """Adds a row; it has `step` and `loss`, and its other numbers by name."""
-        self._file.write(json.dumps(row) + "\n")
+        """Adds a row; it has `step` and `loss`, and its other numbers by name.
+
+        JSON has no NaN: numbers that are not finite stand in metrics.jsonl as text, "nan", which float() reads.
+        """
+        shown = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
+        self._file.write(json.dumps(shown) + "\n")
         self._file.flush()
         for name, value in row.items():
             if name != "step":
@@ -88,7 +93,7 @@ def plot_curves(workdir: pathlib.Path) -> pathlib.Path:
         2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
     steps = [row["step"] for row in rows]
-    losses = [row["loss"] for row in rows]
+    losses = [float(row["loss"]) for row in rows]
     loss_axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training, one batch")
     loss_axes.plot(steps, _smooth(losses), color="tab:blue", label="training, smoothed")
     validated = [row for row in rows if "validation.loss" in row]

@@ -18,7 +18,7 @@ blockwise = importlib.import_module("llm.attention.blockwise")
 
 
 def attention(q, k, v, **how):
-    """`llm.attention.attention`, its arrays traced and the rest static: one compilation a call, not one an operation."""
+    """`llm.attention.attention`, its arrays traced and the rest static: one compilation a call."""
     traced = {name: x for name, x in how.items() if name == "mask" or hasattr(x, "dtype") or isinstance(x, BucketBias)}
     static = {name: x for name, x in how.items() if name not in traced}
     return jax.jit(lambda q, k, v, traced: room.attention(q, k, v, **traced, **static))(q, k, v, traced)

@@ -1,0 +1,64 @@
+"""The decoding loop: cached = uncached, batch = single, and where rows end."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from llm.errors import InputError
+from llm.generation import SamplingSpec, generate
+from tests.models.test_gpt import SPECS, make
+
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
+
+
+def run(name, prompts, sampling, max_tokens=12, **how):
+    model, params = make(SPECS[name])
+    how = {"context": 24, "end_of_text": None, **how}
+    return generate(model, params, prompts, max_tokens, sampling, **how)
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("sampling", [SamplingSpec(0.0), SamplingSpec(1.0, top_k=7, top_p=0.9)], ids=str)
+def test_cached_equals_uncached_token_for_token(name, sampling):
+    assert run(name, PROMPTS, sampling) == run(name, PROMPTS, sampling, use_cache=False)
+
+
+def test_batch_equals_single_runs():
+    greedy = SamplingSpec(0.0)
+    batch = run("tiny", PROMPTS, greedy)
+    assert batch == [run("tiny", [p], greedy)[0] for p in PROMPTS]
+    assert all(len(row) == 12 for row in batch)
+    drawn = run("tiny", PROMPTS, SamplingSpec(1.0))
+    assert drawn[0] == run("tiny", PROMPTS[:1], SamplingSpec(1.0))[0]  # row 0 draws by (seed, 0, n) in both
+    assert drawn != run("tiny", PROMPTS, SamplingSpec(1.0), seed=1)
+    assert drawn == run("tiny", PROMPTS, SamplingSpec(1.0))
+
+
+def test_a_row_ends_at_the_end_of_text_and_the_others_go_on():
+    free = run("tiny", PROMPTS, SamplingSpec(0.0))
+    end = free[1][0]
+    shown = []
+    ended = run(
+        "tiny", PROMPTS, SamplingSpec(0.0), end_of_text=end, on_token=lambda row, token: shown.append((row, token))
+    )
+    assert ended == [row[: row.index(end)] if end in row else row for row in free]
+    assert [[t for r, t in shown if r == row] for row in range(3)] == ended
+
+
+def test_limits():
+    assert run("tiny", PROMPTS, SamplingSpec(0.0), max_tokens=0) == [[], [], []]
+    assert run("tiny", [], SamplingSpec(0.0)) == []
+    full = run("tiny", [[1] * 20], SamplingSpec(0.0), max_tokens=4)  # to the last place of the context
+    assert full == run("tiny", [[1] * 20], SamplingSpec(0.0), max_tokens=4, use_cache=False) and len(full[0]) == 4
+    for prompts, count, message in [([[]], 1, "empty"), ([[1] * 24], 1, "shorten"), ([[1] * 20], 5, "at most 4")]:
+        with pytest.raises(InputError, match=message):
+            run("tiny", prompts, SamplingSpec(0.0), max_tokens=count)
+
+
+def test_the_cache_takes_part():
+    """A cache that is emptied between steps changes the text: the tests above could not pass without one."""
+    model, params = make(dataclasses.replace(SPECS["tiny"], window=None))
+    first = generate(model, params, [PROMPTS[1]], 6, SamplingSpec(0.0), context=24, end_of_text=None)[0]
+    again = generate(model, params, [PROMPTS[1][-1:]], 6, SamplingSpec(0.0), context=24, end_of_text=None)[0]
+    assert first != again and np.isfinite(first).all()

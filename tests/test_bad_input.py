@@ -1,0 +1,243 @@
+"""Every bad input of the verbs: one clear line, exit code 2, nothing lost. Launched as a user launches them."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from tests.helpers import ROOT, assert_refused, command, environment, tiny, verb, write_corpus
+
+QUICK = "--config=experiments/quickstart.py:smoke"
+
+
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        (["--config.optimizer.learnig_rate=1"], ["learnig_rate", "'learning_rate' (nearest)"]),
+        (["--config.model.layers=2.5"], ["--config.model.layers=2.5", "expected an integer"]),
+        (["--config.model.layers"], ["expected a value"]),
+        (["--confg.model.layers=2"], ["unknown argument '--confg.model.layers=2'"]),
+        (["extra"], ["unknown argument 'extra'"]),
+        (["--config.model.heads=3"], ["model.heads=3 does not divide model.width=64"]),
+        (["--config.model.vocab_size=100"], ["model.vocab_size=100 is smaller than the tokenizer's 512"]),
+        (["--config.mesh.data=3"], ["data=3", "does not fit 1 devices"]),
+        (["--config.training.batch_size=3", "--config.mesh.cpu_devices=2"], ["batch_size=3 is not a multiple"]),
+        (["--config.data.holdout=emmma"], ["data.holdout names 'emmma'", "emma"]),
+        (["--config.data.train=nowhere"], ["there is no corpus 'nowhere'", "austen"]),
+    ],
+)
+def test_wrong_overrides(flags, parts, tmp_path):
+    assert_refused(verb("train", QUICK, f"--workdir={tmp_path / 'run'}", *flags), *parts)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_missing_flags_and_no_config(tmp_path):
+    assert_refused(verb("train", f"--workdir={tmp_path}"), "--config")
+    assert_refused(verb("train", QUICK), "--workdir")
+    assert_refused(verb("evaluate", "--workdir=x", "--batch=3"), "--batch=3")
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        (None, ["there is no file"]),
+        ("x = 1\n", ["defines no get_config(variant)"]),
+        ("def get_config(variant):\n    return 1 / 0\n", [":2:", "ZeroDivisionError"]),
+        ("def get_config(variant:\n", ["SyntaxError"]),
+        ("def get_config(variant=''):\n    return 3\n", ["returned int, expected a ConfigDict"]),
+        (
+            "from llm.config import default_config\ndef get_config(variant=''):\n    c = default_config('gpt')\n"
+            "    c.model.widht = 3\n    return c\n",
+            [":4:", "widht", "width"],
+        ),
+    ],
+)
+def test_wrong_config_files(text, parts, tmp_path):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    assert_refused(verb("train", f"--config={path}", f"--workdir={tmp_path / 'run'}"), str(path), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_variant(tmp_path):
+    assert_refused(
+        verb("train", "--config=experiments/quickstart.py:smok", f"--workdir={tmp_path / 'run'}"),
+        "unknown variant 'smok'", "'smoke' (nearest)",
+    )  # fmt: skip
+
+
+def prepare(source, workdir, *flags):
+    return verb("prepare", f"--input={source}", f"--workdir={workdir}", *flags)
+
+
+def test_wrong_corpora(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    assert_refused(prepare(folder, tmp_path / "run"), str(folder), "the corpus is empty")
+    (folder / "a.txt").write_text(" \n\n")
+    assert_refused(prepare(folder, tmp_path / "run"), "the corpus is empty")
+    (folder / "a.txt").write_text("only one document")
+    assert_refused(prepare(folder, tmp_path / "run"), "data.split_by=tail")
+    (folder / "a.txt").write_text("a short line\n" * 3)
+    assert_refused(
+        prepare(folder, tmp_path / "run", "--config.data.split_by=tail"), "fewer than one row", "data.row_length=128"
+    )
+    (folder / "b.txt").write_bytes(b"good text \xff bad")
+    assert_refused(prepare(folder, tmp_path / "run"), str(folder / "b.txt"), "0xff", "offset 10")
+    (folder / "b.txt").write_bytes(b"\xef\xbb\xbfgood \xff bad")
+    assert_refused(prepare(folder, tmp_path / "run"), "offset 8")
+    (folder / "b.txt").unlink()
+    (folder / "c.jsonl").write_text('{"text": "fine"}\n{"txt": "not"}\n')
+    assert_refused(prepare(folder, tmp_path / "run"), "c.jsonl:2", '"text"')
+    (folder / "c.jsonl").write_text('{"text": "fine"}\n{broken\n')
+    assert_refused(prepare(folder, tmp_path / "run"), "c.jsonl:2", "not JSON")
+    (folder / "c.jsonl").write_text(json.dumps({"text": "a lone \ud800 surrogate"}) + "\n")
+    assert_refused(prepare(folder, tmp_path / "run", "--config.data.split_by=tail"), "lone surrogate U+D800")
+    assert_refused(prepare(tmp_path / "a.pdf", tmp_path / "run"), "there is no corpus")
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_validation_text_that_stands_in_training(tmp_path):
+    folder = write_corpus(tmp_path)
+    (folder / "part7.txt").write_text((folder / "part2.txt").read_text() + "\n\n")  # equal once cleaned
+    result = verb("train", *tiny(folder, tmp_path / "run"))
+    assert_refused(result, "'part7'", "'part2'", "same text")
+
+
+def test_workdirs_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    assert_refused(verb("train", QUICK, f"--workdir={tmp_path / 'file'}"), "is a file, expected a folder")
+    assert (tmp_path / "file").read_text() == "precious"
+    assert_refused(verb("train", QUICK, f"--workdir={tmp_path / 'file' / 'run'}"), "cannot be written")
+    assert_refused(verb("train", QUICK, "--workdir=/proc/run"), "cannot be written")
+    for name in ("evaluate", "generate"):
+        more = ["--prompt=x"] if name == "generate" else []
+        assert_refused(verb(name, f"--workdir={tmp_path / 'none'}", *more), "there is no such folder")
+        assert_refused(verb(name, f"--workdir={tmp_path}", *more), "is not a run's folder")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a given number of megabytes."""
+    mounted = []
+
+    def mount(megabytes):
+        folder = tmp_path / f"disk{megabytes}"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True
+        )
+        if done.returncode:
+            pytest.skip("a small file system cannot be mounted here (needs root)")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=False)
+
+
+def test_disk_full_before_and_during_a_run(small_disk, corpus):
+    disk = small_disk(1)
+    (disk / "ballast").write_bytes(bytes(disk_free(disk)))
+    assert_refused(verb("train", *tiny(corpus, disk / "run")), "cannot be written", "the disk is full")
+
+    disk = small_disk(2)
+    (disk / "ballast").write_bytes(bytes(disk_free(disk) - 700_000))
+    refused = verb("train", *tiny(corpus, disk / "run"))
+    assert_refused_last(refused, "MB free", "make room")
+
+    # Room at the start, none left at a later checkpoint: what was saved stays, and the same command goes on.
+    disk = small_disk(8)
+    process = subprocess.Popen(
+        command("train", *tiny(corpus, disk / "run")), cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_manifest(process, disk / "run" / "checkpoints")
+    with (disk / "ballast").open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(65536))
+                file.flush()
+        except OSError:
+            pass
+    _, stderr = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.skip("the run ended before the disk was full")
+    assert process.returncode == 2 and "Traceback" not in stderr, stderr
+    assert "disk is full" in stderr.splitlines()[-1], stderr
+    (disk / "ballast").unlink()
+    result = verb("train", *tiny(corpus, disk / "run"))
+    assert result.returncode == 0 and "resuming at step" in result.stdout, result.stderr
+
+
+def disk_free(folder):
+    numbers = os.statvfs(folder)
+    return numbers.f_bavail * numbers.f_frsize
+
+
+def assert_refused_last(result, *parts):
+    """As assert_refused, for a refusal that comes after progress was shown on stderr."""
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    for part in parts:
+        assert part in result.stderr.splitlines()[-1], result.stderr
+
+
+def wait_for_manifest(process, folder):
+    import time
+
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if list(folder.glob("*/manifest.json")):
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        (["--prompt="], ["--prompt is empty"]),
+        (["--prompt=" + "word " * 60], ["context is 48", "shorten the prompt"]),
+        (["--prompt=She", "--max-tokens=100"], ["exceed the model's context of 48", "at most"]),
+        (["--prompt=She", "--max-tokens=0"], ["--max-tokens=0"]),
+        (["--prompt=She", "--temperature=-1"], ["temperature=-1.0"]),
+        (["--prompt=She", "--top-p=1.5"], ["top_p=1.5"]),
+        (["--prompt=She", "--top-k=-2"], ["top_k=-2"]),
+        (["--prompt=She", "--top-k=many"], ["--top-k", "many"]),
+    ],
+)
+def test_wrong_generation(finished_run, flags, parts):
+    assert_refused(verb("generate", f"--workdir={finished_run}", *flags), *parts)
+
+
+def test_prompts_of_a_config_that_are_too_long(corpus, tmp_path):
+    long = "word " * 60
+    assert_refused(
+        verb("train", *tiny(corpus, tmp_path / "run", f"generation.prompts=({long},)")), "generation.prompts", "context"
+    )
+
+
+def test_prepared_data_of_other_settings(tmp_path, corpus):
+    first = prepare(corpus, tmp_path / "run")
+    assert first.returncode == 0, first.stderr
+    again = prepare(corpus, tmp_path / "run")
+    assert again.returncode == 0 and "prepared before" in again.stdout
+    refused = prepare(corpus, tmp_path / "run", "--config.tokenizer.vocab_size=500")
+    assert_refused(refused, "tokenizer.vocab_size: 4096 -> 500")
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "generate"])
+def test_help_is_short_and_exits_0(name):
+    result = verb(name, "--help")
+    assert result.returncode == 0 and result.stderr == ""
+    assert len(result.stdout.splitlines()) < 40 and f"python -m llm.{name}" in result.stdout
+
+
+def test_the_index_lists_every_verb():
+    result = subprocess.run([*command("train")[:2], "llm"], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0
+    for name in ("prepare", "train", "evaluate", "generate"):
+        assert f"llm.{name} " in result.stdout

@@ -1,0 +1,99 @@
+"""The main job and the verbs on what it leaves, launched as a user launches them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from llm import config
+from tests.helpers import ROOT, tiny, verb
+
+
+def test_a_runs_folder_holds_what_the_readme_says(finished_run):
+    names = {p.name for p in finished_run.iterdir()}
+    assert names == {
+        "config.json", "tokenizer.json", "data", "checkpoints", "metrics.jsonl", "tensorboard", "summary.json",
+        "curves.png",
+    }  # fmt: skip
+    assert (finished_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((finished_run / "tensorboard").glob("events*"))
+    assert sorted(p.name for p in (finished_run / "checkpoints").iterdir()) == ["20", "24"]
+    experiment = config.read(finished_run / "config.json")
+    assert experiment.training.steps == 24 and experiment.data.holdout == ("part7",)
+
+
+def test_metrics_and_summary(finished_run):
+    rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(2, 25, 2))
+    assert {"loss", "grad_norm", "learning_rate", "tokens_per_second"} <= set(rows[0])
+    assert [row["step"] for row in rows if "validation.loss" in row] == [10, 20]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    summary = json.loads((finished_run / "summary.json").read_text())
+    validation = summary["validation"]
+    report = json.loads((finished_run / "data" / "report.json").read_text())
+    assert validation["tokens"] == report["validation"]["tokens"]
+    assert validation["bytes"] == report["validation"]["bytes"]
+    bits = validation["loss"] * validation["tokens"] / math.log(2) / validation["bytes"]
+    np.testing.assert_allclose(validation["bits_per_byte"], bits, rtol=1e-9)
+    np.testing.assert_allclose(validation["perplexity"], math.exp(validation["loss"]), rtol=1e-9)
+    assert summary["steps"] == 24 and summary["skipped_steps"] == 0 and 0 < summary["mfu"] < 1.5
+    assert 24 * 4 * 32 - 32 < summary["train_tokens"] <= 24 * 4 * 32
+    assert [s["prompt"] for s in summary["samples"]] == ["She was", "He"]
+
+
+def scores(finished_run, batch_size):
+    result = verb("evaluate", f"--workdir={finished_run}", f"--batch-size={batch_size}")
+    assert result.returncode == 0, result.stderr
+    evaluation = json.loads((finished_run / "evaluation.json").read_text())
+    (finished_run / "evaluation.json").unlink()
+    assert f"{evaluation['validation']['bits_per_byte']:.5f}" in result.stdout
+    return evaluation["validation"]
+
+
+def test_evaluation_is_the_same_for_any_batch_size(finished_run):
+    summary = json.loads((finished_run / "summary.json").read_text())["validation"]
+    for batch_size in (1, 7, 500):
+        found = scores(finished_run, batch_size)
+        assert found["tokens"] == summary["tokens"]
+        np.testing.assert_allclose(found["loss"], summary["loss"], rtol=1e-6)
+        np.testing.assert_allclose(found["bits_per_byte"], summary["bits_per_byte"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("flags", [["--temperature=0"], ["--temperature=0.9", "--top-k=20", "--top-p=0.9", "--seed=3"]])
+def test_generation_with_and_without_the_cache(finished_run, flags):
+    how = [f"--workdir={finished_run}", "--prompt=Catherine", *flags]
+    cached, again, whole = (verb("generate", *how, *more) for more in ([], [], ["--no-cache"]))
+    assert cached.returncode == whole.returncode == 0, cached.stderr + whole.stderr
+    assert cached.stdout.startswith("Catherine") and len(cached.stdout) > 20
+    assert cached.stdout == again.stdout == whole.stdout
+
+
+def test_quickstart_smoke_on_the_embedded_corpus(tmp_path):
+    """The main job's path: prepared by llm.prepare first, taken up by llm.train, more than one CPU device."""
+    flags = ["--config=experiments/quickstart.py:smoke", f"--workdir={tmp_path / 'run'}"]
+    prepared = verb("prepare", *flags)
+    assert prepared.returncode == 0 and "5 training, 1 validation" in prepared.stdout, prepared.stderr
+    result = verb("train", *flags, "--config.mesh.cpu_devices=2")
+    assert result.returncode == 0, result.stderr
+    assert "prepared before" in result.stdout and "bits per byte" in result.stdout
+    assert result.stdout.count("continues:") == 3
+    assert "training: 100%" in result.stderr and "tokens/s" in result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["validation"]["bytes"] > 466_000 and summary["validation"]["bits_per_byte"] < 5
+
+
+def test_show_parameters_trains_nothing(corpus, tmp_path):
+    result = verb("train", *tiny(corpus, tmp_path / "run"), "--show-parameters")
+    assert result.returncode == 0 and "stack/layers/mlp/down/kernel" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_users_own_folder_from_text_to_model(corpus, tmp_path):
+    """Prepare a folder by hash, then train on it with settings of its own."""
+    flags = ["--config=tests/tiny.py:smoke", f"--workdir={tmp_path}", f"--config.data.train={corpus}"]
+    own = [*flags, "--config.data.holdout=()", "--config.data.validation_fraction=0.3"]
+    for name in ("prepare", "train"):
+        result = verb(name, *own)
+        assert result.returncode == 0, result.stderr
+    assert (ROOT / "tests" / "tiny.py").is_file() and (tmp_path / "summary.json").is_file()
