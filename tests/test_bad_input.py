@@ -151,8 +151,9 @@ def test_disk_full_before_and_during_a_run(small_disk, corpus):
 
     # Room at the start, none left at a later checkpoint: what was saved stays, and the same command goes on.
     disk = small_disk(8)
+    arguments = tiny(corpus, disk / "run", "training.checkpoint_every=12", "training.log_every=1")
     process = subprocess.Popen(
-        command("train", *tiny(corpus, disk / "run")), cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
+        command("train", *arguments), cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_for_manifest(process, disk / "run" / "checkpoints")
@@ -169,8 +170,8 @@ def test_disk_full_before_and_during_a_run(small_disk, corpus):
     assert process.returncode == 2 and "Traceback" not in stderr, stderr
     assert "disk is full" in stderr.splitlines()[-1], stderr
     (disk / "ballast").unlink()
-    result = verb("train", *tiny(corpus, disk / "run"))
-    assert result.returncode == 0 and "resuming at step" in result.stdout, result.stderr
+    result = verb("train", *arguments)
+    assert result.returncode == 0 and "resuming at step 12" in result.stdout, result.stderr
 
 
 def disk_free(folder):
