@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -157,6 +159,7 @@ def test_disk_full_before_and_during_a_run(small_disk, corpus):
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_for_manifest(process, disk / "run" / "checkpoints")
+    process.send_signal(signal.SIGSTOP)  # between two saves
     with (disk / "ballast").open("wb") as file:
         try:
             while True:
@@ -164,6 +167,7 @@ def test_disk_full_before_and_during_a_run(small_disk, corpus):
                 file.flush()
         except OSError:
             pass
+    process.send_signal(signal.SIGCONT)
     _, stderr = process.communicate(timeout=120)
     if process.returncode == 0:
         pytest.skip("the run ended before the disk was full")
@@ -187,13 +191,11 @@ def assert_refused_last(result, *parts):
 
 
 def wait_for_manifest(process, folder):
-    import time
-
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None:
         if list(folder.glob("*/manifest.json")):
             return
-        time.sleep(0.01)
+        time.sleep(0.002)
     raise AssertionError(process.communicate()[1])
 
 
