@@ -1,4 +1,4 @@
-"""The quickstart without a tokenizer to train: one token a byte, a longer row, local attention. Built on another config.
+"""The quickstart without a tokenizer to train: one token a byte, longer rows, local attention; a config on a config.
 
 Command:   python -m llm.train --config=experiments/gpt/bytes.py --workdir=runs/bytes
 Hardware:  two CPU cores
