@@ -38,11 +38,12 @@ PRESETS = {
     "7m": (GPTSpec(8192, 256, layers=4, width=256, heads=4, unroll=4, tied=False, **COMMON), 8),
     "quickstart": (GPTSpec(4096, 128, layers=4, width=128, heads=4, unroll=4, **COMMON), 8),
 }
+Step = Callable[[], tuple[float, float]]  # runs one update, returns its loss and gradient norm
 OPTIMIZER = OptimizerSpec(learning_rate=1e-3, warmup_steps=0, weight_decay=0.1)
 
 
-def ours(spec: GPTSpec, batch: dict) -> tuple[Callable[[], float], dict, dict[str, Callable]]:
-    """(one step that returns its loss, the initial parameters in numpy, the step's parts to time on their own)."""
+def ours(spec: GPTSpec, batch: dict) -> tuple[Step, dict, dict[str, Callable]]:
+    """(one step, the initial parameters in numpy, the step's parts to time on their own)."""
     mesh = sharding.make_mesh(sharding.MeshSpec())
     model = build(spec)
     jax.set_mesh(mesh)
@@ -79,7 +80,7 @@ def ours(spec: GPTSpec, batch: dict) -> tuple[Callable[[], float], dict, dict[st
     return run, initial, parts
 
 
-def theirs(spec: GPTSpec, batch: dict, initial: dict, compiled: bool) -> Callable[[], tuple[float, float]]:
+def theirs(spec: GPTSpec, batch: dict, initial: dict, compiled: bool) -> Step:
     """The same model and step in torch, as its users write it: eager, or through torch.compile."""
     import torch
     import torch.nn.functional as F

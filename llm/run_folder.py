@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from llm import cli, config, sharding
+from llm import cli, config, models, sharding
 from llm.data import Prepared, open_prepared
 from llm.models import Model
-from llm.training.loop import model_of, restore_params
+from llm.training.loop import restore_params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,8 +36,8 @@ def open_run(name: str) -> Run:
     prepared = open_prepared(workdir)
     sharding.request_cpu_devices(experiment.mesh)
     mesh = sharding.make_mesh(experiment.mesh)
-    model = model_of(experiment.model, prepared.tokenizer.vocab_size)
+    model = models.build(experiment.model, prepared.tokenizer.vocab_size)
     params, step = restore_params(
-        model, experiment.optimizer, experiment.training, experiment.seed, mesh, workdir, cli.say_error
+        model, experiment.training, experiment.optimizer, experiment.seed, mesh, workdir, cli.say_error
     )
     return Run(workdir, experiment, prepared, model, mesh, params, step)

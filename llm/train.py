@@ -8,14 +8,14 @@ import time
 import jax
 from tqdm import tqdm
 
-from llm import cli, config, sharding
+from llm import cli, config, models, sharding
 from llm.data import Prepared, prepare
 from llm.errors import InputError
 from llm.evaluation.perplexity import compile_row_losses, perplexity
 from llm.generation import generate
 from llm.generation.engine import check_lengths
 from llm.training import metrics, state
-from llm.training.loop import Trained, model_of, train
+from llm.training.loop import Trained, train
 
 DESCRIPTION = """\
 Runs an experiment: prepares its data, trains, validates, samples.
@@ -31,15 +31,17 @@ def main(argv: list[str]) -> None:
     """Parses, resolves the config, and runs it."""
     parser = cli.parser("train", DESCRIPTION)
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="experiments/quickstart.py:smoke")
-    parser.add_argument("--workdir", required=True, metavar="FOLDER", help="the run's folder, runs/quickstart")
+    parser.add_argument("--workdir", metavar="FOLDER", help="the run's folder, runs/quickstart")
     parser.add_argument(
         "--show-parameters", action="store_true", help="print every parameter's role, decay and place, train nothing"
     )
     flags, rest = parser.parse_known_args(argv)
     experiment = config.resolve(config.override(config.load(flags.config), cli.overrides(rest)))
     if flags.show_parameters:
-        print(state.parameter_table(model_of(experiment.model, experiment.tokenizer.vocab_size)))
+        print(state.parameter_table(models.build(experiment.model, experiment.tokenizer.entries)))
         return
+    if flags.workdir is None:
+        parser.error("the following arguments are required: --workdir")
     run(experiment, cli.writable_workdir(flags.workdir))
 
 
@@ -50,7 +52,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     sharding.request_cpu_devices(experiment.mesh)
 
     prepared = prepare(experiment.data, experiment.tokenizer, workdir)
-    model = model_of(experiment.model, prepared.tokenizer.vocab_size)
+    model = models.build(experiment.model, prepared.tokenizer.vocab_size)
     prompts = _prompts(experiment, prepared)
     mesh = sharding.make_mesh(experiment.mesh)
     summary_file = workdir / "summary.json"
@@ -71,7 +73,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             model, experiment.training, experiment.optimizer, prepared, experiment.seed, mesh, workdir, validate
         )
         summary = _finish(experiment, prepared, prompts, model, mesh, row_losses, trained)
-    metrics.plot_curves(workdir)
+    metrics.plot_curves(workdir, summary["validation"]["loss"])
     summary["total_seconds"] = time.perf_counter() - began
     metrics.write_json(summary_file, summary)
     _report(summary, workdir)

@@ -55,10 +55,11 @@ def batch_at(
 
 
 def sequential(dataset: Dataset, batch_size: int, limit: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """All rows (or the first `limit`) once, in order; the last batch is filled up with rows of weight 0."""
-    rows = len(dataset) if limit is None else min(limit, len(dataset))
-    for start in range(0, rows, batch_size):
-        taken = np.arange(start, min(start + batch_size, rows))
+    """All rows once, in order, or `limit` of them evenly spaced; the last batch is filled up with rows of weight 0."""
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    rows = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
+    for start in range(0, count, batch_size):
+        taken = rows[start : start + batch_size]
         batch = dataset.rows(taken)
         short = batch_size - len(taken)
         yield {key: np.pad(value, ((0, short), (0, 0))) for key, value in batch.items()}

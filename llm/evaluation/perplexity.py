@@ -51,7 +51,7 @@ def perplexity(
     limit: int | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Perplexity:
-    """Scores every row once (or the first `limit`).
+    """Scores every row once, or `limit` rows evenly spaced.
 
     Rows are summed in float64 on the host, and rows that fill up the last batch weigh nothing: the batch size changes
     the result by no more than the rounding of one row's float32 sum.

@@ -3,8 +3,10 @@
 Every family is one linen module that follows `Model`; `build(spec)` makes it.
 """
 
+import dataclasses
 from typing import NamedTuple
 
+from llm.errors import InputError
 from llm.models.contract import Model, Output
 from llm.models.gpt import GPT, GPTSpec
 
@@ -21,8 +23,20 @@ class Family(NamedTuple):
 FAMILIES: dict[str, Family] = {"gpt": Family(GPTSpec, GPT)}
 
 
-def build(spec: ModelSpec) -> Model:
-    """The linen module of a spec."""
+def build(spec: ModelSpec, tokenizer_vocab: int | None = None) -> Model:
+    """The linen module of a spec; its vocabulary, where the spec does not say it, is the tokenizer's.
+
+    Raises:
+        InputError: the spec's vocabulary is smaller than the tokenizer's.
+    """
+    if tokenizer_vocab is not None:
+        if spec.vocab_size is None:
+            spec = dataclasses.replace(spec, vocab_size=tokenizer_vocab)
+        elif spec.vocab_size < tokenizer_vocab:
+            raise InputError(
+                f"model.vocab_size={spec.vocab_size} is smaller than the tokenizer's {tokenizer_vocab}: ids would fall "
+                "outside the table"
+            )
     for family in FAMILIES.values():
         if type(spec) is family.spec:
             return family.module(spec)

@@ -17,6 +17,11 @@ class TokenizerSpec:
     kind: str = "bpe"
     vocab_size: int = 4096
 
+    @property
+    def entries(self) -> int:
+        """Entries of the vocabulary; a corpus too small for all of its merges makes fewer."""
+        return self.vocab_size if self.kind == "bpe" else 257
+
     def __post_init__(self):
         if self.kind not in ("bpe", "bytes"):
             raise InputError(f"tokenizer.kind={self.kind!r}: there are 'bpe' and 'bytes'")

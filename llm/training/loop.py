@@ -168,8 +168,15 @@ def train(
     return Trained(state, seconds(), tokens)
 
 
-def restore_params(model, optimizer_spec: OptimizerSpec, spec: TrainingSpec, seed: int, mesh, workdir: pathlib.Path,
-                   say: Callable[[str], None] = print):  # fmt: skip
+def restore_params(
+    model: models.Model,
+    spec: TrainingSpec,
+    optimizer_spec: OptimizerSpec,
+    seed: int,
+    mesh: jax.sharding.Mesh,
+    workdir: pathlib.Path,
+    say: Callable[[str], None] = print,
+):
     """(parameters, step) of the newest complete checkpoint of a run.
 
     Raises:
@@ -181,22 +188,6 @@ def restore_params(model, optimizer_spec: OptimizerSpec, spec: TrainingSpec, see
         raise InputError(f"{workdir} holds no complete checkpoint: train it first")
     target = states.abstract(model, optimizers.build(optimizer_spec, spec.steps), seed, mesh)
     return checkpoints.restore(step, target).params, step
-
-
-def model_of(spec: models.ModelSpec, prepared_vocab: int) -> models.Model:
-    """The module of a spec whose vocabulary, if not given, is the tokenizer's.
-
-    Raises:
-        InputError: the given vocabulary is smaller than the tokenizer's.
-    """
-    if spec.vocab_size is None:
-        return models.build(dataclasses.replace(spec, vocab_size=prepared_vocab))
-    if spec.vocab_size < prepared_vocab:
-        raise InputError(
-            f"model.vocab_size={spec.vocab_size} is smaller than the tokenizer's {prepared_vocab}: ids would fall "
-            "outside the table"
-        )
-    return models.build(spec)
 
 
 def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dict) -> pathlib.Path:

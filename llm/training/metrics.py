@@ -81,8 +81,8 @@ def measured_peak_flops(size: int = 1536, repeats: int = 5) -> float:
     return 2.0 * size**3 / best
 
 
-def plot_curves(workdir: pathlib.Path) -> pathlib.Path:
-    """Draws curves.png: training and validation loss, and the learning rate, by step."""
+def plot_curves(workdir: pathlib.Path, final_validation_loss: float) -> pathlib.Path:
+    """Draws curves.png: training and validation loss, the whole set's at the end, and the learning rate, by step."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,10 +96,10 @@ def plot_curves(workdir: pathlib.Path) -> pathlib.Path:
     losses = [float(row["loss"]) for row in rows]
     loss_axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training, one batch")
     loss_axes.plot(steps, _smooth(losses), color="tab:blue", label="training, smoothed")
-    validated = [row for row in rows if "validation.loss" in row]
+    validated = [(row["step"], float(row["validation.loss"])) for row in rows if "validation.loss" in row]
+    validated.append((steps[-1], final_validation_loss))
     loss_axes.plot(
-        [row["step"] for row in validated],
-        [row["validation.loss"] for row in validated],
+        *zip(*validated),
         "o-",
         color="tab:orange",
         markersize=4,

@@ -56,7 +56,7 @@ class TrainingSpec:
         microbatches: parts that one update's batch is computed in, one after the other, to save memory.
         loss_chunk: tokens whose logits exist at a time; None computes all logits at once.
         log_every, validate_every, checkpoint_every: steps between log rows, validations and checkpoints.
-        validation_rows: rows of the validation set that `validate_every` looks at (the end looks at all).
+        validation_rows: rows of the validation set, evenly spaced, that a validation on the way looks at.
         keep_checkpoints: newest complete checkpoints kept.
         max_skipped: stop after this many steps in a row whose gradient was not finite.
     """
