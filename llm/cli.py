@@ -28,13 +28,13 @@ _DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise InputError(f"{message} (see python -m llm.{self.prog.rpartition('.')[2]} --help)")
+        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def parser(verb: str, description: str) -> argparse.ArgumentParser:
     """A parser of a verb's flags whose errors are one line."""
     return _Parser(
-        prog=f"python -m llm.{verb}",
+        prog=f"python -m llm.{verb}" if verb else "python -m llm",
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -67,10 +67,12 @@ def writable_workdir(name: str) -> pathlib.Path:
     Raises:
         InputError: it is a file, or cannot be made or written.
     """
+    if not name:
+        raise InputError("--workdir is empty, expected a folder")
     path = pathlib.Path(name)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--workdir={name} is a file, expected a folder")
     try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--workdir={name} is a file, expected a folder")
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
         probe.write_bytes(b"x" * 4096)
@@ -83,14 +85,18 @@ def writable_workdir(name: str) -> pathlib.Path:
 def existing_workdir(name: str) -> pathlib.Path:
     """A run's folder that must exist already."""
     path = pathlib.Path(name)
-    if not path.is_dir():
+    try:
+        found = bool(name) and path.is_dir()
+    except OSError as error:
+        raise InputError(f"--workdir={name}: {error.strerror}") from None
+    if not found:
         raise InputError(f"--workdir={name}: there is no such folder")
     return path
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a verb's `main(argv)` and exits with the project's codes; expected errors are one line on stderr."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     stop_signal.install()
     try:
         main(sys.argv[1:])
@@ -106,6 +112,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         code = FAILED
     except Exception as error:
         reason = disk_fault(error)
+        if reason is None and isinstance(error, OSError) and error.filename:
+            reason = f"{error.filename}: {error.strerror}"
         if reason is None:
             raise
         code = _complain(reason, WRONG_INPUT)

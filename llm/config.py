@@ -12,6 +12,7 @@ The ConfigDict is locked: a misspelt field is an error that names the nearest on
 `Experiment`, and only specs travel further.
 """
 
+import ast
 import dataclasses
 import difflib
 import importlib.util
@@ -69,8 +70,8 @@ class Experiment:
             raise InputError(
                 f"data.row_length={self.data.row_length} is longer than model.context={self.model.context}"
             )
-        if self.seed < 0:
-            raise InputError(f"seed={self.seed}: must not be negative")
+        if not 0 <= self.seed < 2**32:  # JAX's keys take 32 bits
+            raise InputError(f"seed={self.seed}: must lie in 0..2^32-1")
         schedule(self.optimizer, self.training.steps)  # refuses a warm-up that does not end
 
 
@@ -115,7 +116,11 @@ def load(location: str) -> Config:
     """
     name, _, variant = location.partition(":")
     path = pathlib.Path(name)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise InputError(f"--config={location}: {error.strerror}") from None
+    if not found:
         raise InputError(f"--config={location}: there is no file {name}")
     module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
@@ -128,12 +133,16 @@ def load(location: str) -> Config:
         config = module.get_config(variant)
     except InputError as error:
         raise InputError(str(error) if str(error).startswith("--config") else f"--config={location}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [f.lineno for f in traceback.extract_tb(sys.exc_info()[2]) if f.filename == str(path)]
         where = f"{name}:{lines[-1]}" if lines else name
         raise InputError(f"--config={location}: {where}: {_say(error)}") from None
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config={location}: get_config returned {type(config).__name__}, expected a ConfigDict")
+    try:
+        _check_sections(config.to_dict())
+    except InputError as error:
+        raise InputError(f"--config={location}: {error}") from None
     return config
 
 
@@ -162,8 +171,10 @@ def resolve(config: Config) -> Experiment:
 
 
 def save(experiment: Experiment, path: pathlib.Path) -> None:
-    """Writes the resolved config as JSON, from which `read` makes an equal object."""
-    path.write_text(json.dumps(dataclasses.asdict(experiment), indent=2) + "\n", encoding="utf-8")
+    """Writes the resolved config as JSON, whole or not at all; `read` makes an equal object from it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(dataclasses.asdict(experiment), indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def read(path: pathlib.Path) -> Experiment:
@@ -195,17 +206,28 @@ def differences(old: Experiment, new: Experiment) -> list[str]:
     ]
 
 
-def _build(values: dict) -> Experiment:
-    family = values.get("family")
-    rooms = _rooms(family)
+def _check_sections(values) -> None:
+    """Raises InputError unless `values` holds the family, the seed and a dict for each room, and nothing else."""
+    if not isinstance(values, dict):
+        raise InputError(f"expected a config, got {type(values).__name__}")
+    rooms = _rooms(values.get("family"))
     expected = {"family", "seed", *rooms}
     for name in values:
         if name not in expected:
             raise InputError(f"unknown section {name!r}; there are {_choices(name, expected)}")
+    for name in ("seed", *rooms):
+        if name not in values:
+            raise InputError(f"{name} is missing")
+    for room in rooms:
+        if not isinstance(values[room], dict):
+            raise InputError(f"{room}={values[room]!r}: expected a section of fields")
+
+
+def _build(values: dict) -> Experiment:
+    _check_sections(values)
+    family = values["family"]
     built = {}
-    for room, spec in rooms.items():
-        if room not in values:
-            raise InputError(f"section {room!r} is missing")
+    for room, spec in _rooms(family).items():
         kinds = _fields(spec)
         for name in values[room]:
             if name not in kinds:
@@ -216,8 +238,6 @@ def _build(values: dict) -> Experiment:
         built[room] = spec(
             **{name: _convert(values[room][name], kind, f"{room}.{name}") for name, kind in kinds.items()}
         )
-    if "seed" not in values:
-        raise InputError("seed is missing")
     return Experiment(family=str(family), seed=int(_convert(values["seed"], int, "seed")), **built)
 
 
@@ -317,10 +337,16 @@ def _parse(text: str, kind, source: str) -> typing.Any:
         return None
     if base is tuple:
         element = _element(kind)
+        try:
+            literal = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            literal = None
+        if isinstance(literal, (tuple, list)):  # quotes keep the commas of a text
+            return tuple(_convert(value, element, source) for value in literal)
         body = text.strip()
         if body[:1] in ("(", "[") and body[-1:] in (")", "]"):
             body = body[1:-1]
-        return tuple(_parse(p.strip().strip("'\""), element, source) for p in body.split(",") if p.strip())
+        return tuple(_parse(p.strip(), element, source) for p in body.split(",") if p.strip())
     if base is bool:
         if text.lower() not in ("true", "false"):
             raise wrong

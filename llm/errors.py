@@ -9,5 +9,8 @@ class RunFailed(Exception):
     """The run cannot go on: exit code 1. The message is all that the user needs."""
 
 
-class Stopped(Exception):
-    """The run was asked to stop, has saved what it needs, and goes on by the same command: exit code 75."""
+class Stopped(BaseException):
+    """The run was asked to stop, has saved what it needs, and goes on by the same command: exit code 75.
+
+    It is no error, so not an Exception: no handler of errors may swallow it.
+    """

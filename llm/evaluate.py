@@ -36,7 +36,6 @@ def main(argv: list[str]) -> None:
             run.mesh,
             progress=bar.update,
         )
-    metrics.write_json(run.workdir / "evaluation.json", {"step": run.step, "validation": dataclasses.asdict(result)})
     print(
         cli.table(
             [
@@ -48,6 +47,7 @@ def main(argv: list[str]) -> None:
             ]
         )
     )
+    metrics.write_json(run.workdir / "evaluation.json", {"step": run.step, "validation": dataclasses.asdict(result)})
 
 
 if __name__ == "__main__":

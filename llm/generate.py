@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
         raise InputError("--prompt is empty: give the text to continue")
     if flags.max_tokens is not None and flags.max_tokens < 1:
         raise InputError(f"--max-tokens={flags.max_tokens} must be at least 1")
-    if flags.seed < 0:
-        raise InputError(f"--seed={flags.seed} must not be negative")
+    if not 0 <= flags.seed < 2**32:
+        raise InputError(f"--seed={flags.seed} must lie in 0..2^32-1")
 
     run = open_run(flags.workdir)
     tokenizer, context = run.prepared.tokenizer, run.model.spec.context
@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
             flags.max_tokens or context - len(prompt),
             sampling,
             context=context,
+            vocab_size=tokenizer.vocab_size,
             end_of_text=tokenizer.end_of_text,
             seed=flags.seed,
             use_cache=not flags.no_cache,

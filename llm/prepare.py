@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     """Parses, resolves the config, and prepares."""
     parser = cli.parser("prepare", DESCRIPTION)
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="an experiment config")
-    parser.add_argument("--input", metavar="PATH", help="short for --config.data.train=PATH, splitting it by hash")
+    parser.add_argument("--input", metavar="PATH", help="short for --config.data.train=PATH, with no holdout")
     parser.add_argument("--workdir", required=True, metavar="FOLDER", help="the run's folder")
     flags, rest = parser.parse_known_args(argv)
     loaded = config.load(flags.config) if flags.config else config.default_config("gpt")

@@ -29,8 +29,8 @@ class StopSignal:
             self._deferred = False
 
     def _on_signal(self, number, frame) -> None:
-        if self._deferred and not self.requested:
-            self.requested = True
+        again, self.requested = self.requested, True
+        if self._deferred and not again:
             return
         raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on")
 

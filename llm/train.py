@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 import time
 
@@ -15,7 +16,7 @@ from llm.evaluation.perplexity import compile_row_losses, perplexity
 from llm.generation import generate
 from llm.generation.engine import check_lengths
 from llm.training import metrics, state
-from llm.training.loop import Trained, train
+from llm.training.loop import Trained, check_batch, train
 
 DESCRIPTION = """\
 Runs an experiment: prepares its data, trains, validates, samples.
@@ -48,13 +49,19 @@ def main(argv: list[str]) -> None:
 def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     """Runs an experiment in its folder, or what is left of it."""
     began = time.perf_counter()
-    _claim(experiment, workdir)
+    _refuse_other_config(experiment, workdir)
     sharding.request_cpu_devices(experiment.mesh)
+    mesh = sharding.make_mesh(experiment.mesh)
+    check_batch(experiment.training, mesh)
 
     prepared = prepare(experiment.data, experiment.tokenizer, workdir)
     model = models.build(experiment.model, prepared.tokenizer.vocab_size)
     prompts = _prompts(experiment, prepared)
-    mesh = sharding.make_mesh(experiment.mesh)
+    logging.getLogger("llm").setLevel(logging.INFO)  # which attention "auto" is, and why
+    state.check_mesh(model, mesh)
+    # All that can be refused has been: only now the folder becomes this experiment's.
+    if not (workdir / "config.json").is_file():
+        config.save(experiment, workdir / "config.json")
     summary_file = workdir / "summary.json"
     if summary_file.is_file():
         print(f"{workdir} is finished; another workdir starts anew")
@@ -79,8 +86,8 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     _report(summary, workdir)
 
 
-def _claim(experiment: config.Experiment, workdir: pathlib.Path) -> None:
-    """Makes the workdir this experiment's, or refuses: it may belong to another one."""
+def _refuse_other_config(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+    """Raises InputError, naming the differences, when the workdir belongs to another experiment."""
     path = workdir / "config.json"
     if path.is_file():
         changed = config.differences(config.read(path), experiment)
@@ -89,10 +96,6 @@ def _claim(experiment: config.Experiment, workdir: pathlib.Path) -> None:
                 f"{workdir} belongs to another config ({'; '.join(changed)}); name another --workdir, or give the old "
                 "config"
             )
-        return
-    partial = path.with_name(path.name + ".partial")
-    config.save(experiment, partial)
-    partial.replace(path)
 
 
 def _prompts(experiment: config.Experiment, prepared: Prepared) -> list[list[int]]:
@@ -125,6 +128,7 @@ def _finish(
         min(generation.max_tokens, model.spec.context - longest),
         generation.sampling(),
         context=model.spec.context,
+        vocab_size=tokenizer.vocab_size,
         end_of_text=tokenizer.end_of_text,
         seed=experiment.seed,
     )

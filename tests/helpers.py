@@ -36,6 +36,13 @@ def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> Non
         assert part in lines[0], (part, lines[0])
 
 
+def assert_refused_last(result, *parts):
+    """As assert_refused, for a refusal that comes after progress was shown on stderr."""
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    for part in parts:
+        assert part in result.stderr.splitlines()[-1], result.stderr
+
+
 def write_corpus(folder: pathlib.Path) -> pathlib.Path:
     """Eight documents of about 6,000 characters."""
     text = read("austen")[2].text

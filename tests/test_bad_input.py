@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.helpers import ROOT, assert_refused, command, environment, tiny, verb, write_corpus
+from tests.helpers import ROOT, assert_refused, assert_refused_last, command, environment, tiny, verb, write_corpus
 
 QUICK = "--config=experiments/quickstart.py:smoke"
 
@@ -31,12 +31,29 @@ QUICK = "--config=experiments/quickstart.py:smoke"
 )
 def test_wrong_overrides(flags, parts, tmp_path):
     assert_refused(verb("train", QUICK, f"--workdir={tmp_path / 'run'}", *flags), *parts)
-    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_mesh_that_does_not_divide_the_model(tmp_path):
+    flags = ["--config.mesh.cpu_devices=8", "--config.mesh.tensor=8"]
+    result = verb("train", QUICK, f"--workdir={tmp_path / 'run'}", *flags)
+    assert_refused_last(result, "heads axis", "8 parts of tensor")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_refused_command_leaves_the_workdir_free_for_the_right_one(corpus, tmp_path):
+    wrong = tiny(corpus, tmp_path / "run", "data.holdout=(prat7,)")
+    assert_refused(verb("train", *wrong), "prat7")
+    result = verb("train", *tiny(corpus, tmp_path / "run", "training.steps=6"))
+    assert result.returncode == 0, result.stderr
 
 
 def test_missing_flags_and_no_config(tmp_path):
     assert_refused(verb("train", f"--workdir={tmp_path}"), "--config")
     assert_refused(verb("train", QUICK), "--workdir")
+    assert_refused(verb("train", QUICK, "--workdir="), "--workdir is empty")
+    assert_refused(verb("train", QUICK, "--workdir=" + "x" * 300), "cannot be written")
+    assert_refused(verb("train", "--config=" + "x" * 300, f"--workdir={tmp_path}"), "--config=xxx")
     assert_refused(verb("evaluate", "--workdir=x", "--batch=3"), "--batch=3")
 
 
@@ -47,6 +64,12 @@ def test_missing_flags_and_no_config(tmp_path):
         ("x = 1\n", ["defines no get_config(variant)"]),
         ("def get_config(variant):\n    return 1 / 0\n", [":2:", "ZeroDivisionError"]),
         ("def get_config(variant:\n", ["SyntaxError"]),
+        ("import sys\nsys.exit(0)\n", [":2:", "SystemExit"]),
+        (
+            "from ml_collections import ConfigDict\ndef get_config(variant=''):\n"
+            "    return ConfigDict({'family': 'gpt'})\n",
+            ["seed is missing"],
+        ),
         ("def get_config(variant=''):\n    return 3\n", ["returned int, expected a ConfigDict"]),
         (
             "from llm.config import default_config\ndef get_config(variant=''):\n    c = default_config('gpt')\n"
@@ -183,13 +206,6 @@ def disk_free(folder):
     return numbers.f_bavail * numbers.f_frsize
 
 
-def assert_refused_last(result, *parts):
-    """As assert_refused, for a refusal that comes after progress was shown on stderr."""
-    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
-    for part in parts:
-        assert part in result.stderr.splitlines()[-1], result.stderr
-
-
 def wait_for_manifest(process, folder):
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None:
@@ -230,6 +246,21 @@ def test_prepared_data_of_other_settings(tmp_path, corpus):
     assert again.returncode == 0 and "prepared before" in again.stdout
     refused = prepare(corpus, tmp_path / "run", "--config.tokenizer.vocab_size=500")
     assert_refused(refused, "tokenizer.vocab_size: 4096 -> 500")
+
+
+def test_changed_sources_of_prepared_data(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    write_corpus(folder)
+    assert prepare(folder, tmp_path / "run").returncode == 0
+    (folder / "new.txt").write_text("one more document")
+    assert_refused(prepare(folder, tmp_path / "run"), str(folder), "has changed since")
+
+
+def test_a_validation_source_that_cleans_to_nothing(tmp_path, corpus):
+    (tmp_path / "empty.txt").write_bytes(b"\x01\x02\x03")
+    refused = prepare(corpus, tmp_path / "run", f"--config.data.validation={tmp_path / 'empty.txt'}")
+    assert_refused(refused, "empty.txt", "no validation text is left after cleaning")
 
 
 @pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "generate"])

@@ -27,6 +27,8 @@ def resolved(*assignments):
         ("data.train", "elsewhere", "elsewhere"),
         ("data.holdout", "(a,b,c)", ("a", "b", "c")),
         ("data.holdout", "a,b", ("a", "b")),
+        ("generation.prompts", "('It was, he said',)", ("It was, he said",)),
+        ("generation.prompts", '"My dear', ('"My dear',)),
         ("data.holdout", "()", ()),
         ("model.kv_heads", "2", 2),
         ("model.kv_heads", "None", None),
@@ -62,6 +64,7 @@ def test_overrides_take_the_type_of_the_field(path, text, value):
         ("data.row_length", "256", "longer than model.context=128"),
         ("optimizer.warmup_steps", "1000", "must be less than training.steps=1000"),
         ("mesh.fsdp", "-1", "only one axis may be -1"),
+        ("seed", "4294967296", "seed=4294967296"),
         ("generation.top_p", "1.5", "generation.top_p=1.5"),
     ],
 )
@@ -120,6 +123,7 @@ def test_read_refuses_unknown_missing_and_mistyped_fields(tmp_path):
         ('"layers": 4,', "", "model.layers is missing"),
         ('"layers": 4', '"layers": "four"', "expected an integer"),
         ('"seed": 0', '"sede": 0', "unknown section 'sede'"),
+        ('"seed": 0,', "", "seed is missing"),
     ]:
         path.write_text(text.replace(wrong, right, 1))
         with pytest.raises(InputError, match=message):

@@ -78,6 +78,7 @@ def test_quickstart_smoke_on_the_embedded_corpus(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "prepared before" in result.stdout and "bits per byte" in result.stdout
     assert result.stdout.count("continues:") == 3
+    assert result.stderr.count("attention: auto is blockwise") == 1
     assert "training: 100%" in result.stderr and "tokens/s" in result.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["validation"]["bytes"] > 466_000 and summary["validation"]["bits_per_byte"] < 5

@@ -60,7 +60,7 @@ def attention(
     """
     _check(q_BTNH, k_BSKH, v_BSKH, mask, bias, sinks_N, dropout_rate, dropout_key, softcap)
     if implementation == "auto":
-        implementation = _resolve(q_BTNH.shape, k_BSKH.shape, str(q_BTNH.dtype))
+        implementation = _resolve()
     elif implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"attention: unknown implementation {implementation!r}; there are auto, {', '.join(IMPLEMENTATIONS)}"
@@ -82,14 +82,10 @@ def attention(
 
 
 @functools.cache
-def _resolve(q_shape, k_shape, dtype) -> str:
-    """The implementation of "auto", logged once for each shape and dtype."""
-    choice = "blockwise"
-    logging.getLogger(__name__).info(
-        "attention: q %s, k %s, %s: auto is %s (XLA, linear memory, runs on every platform)",
-        q_shape, k_shape, dtype, choice,
-    )  # fmt: skip
-    return choice
+def _resolve() -> str:
+    """The implementation of "auto", logged once."""
+    logging.getLogger(__name__).info("attention: auto is blockwise (XLA, linear memory, runs on every platform)")
+    return "blockwise"
 
 
 def _check(q, k, v, mask, bias, sinks_N, dropout_rate, dropout_key, softcap) -> None:

@@ -17,7 +17,7 @@ from llm import tokenization
 from llm.data.clean import clean
 from llm.data.loader import ARRAYS, Dataset
 from llm.data.pack import pack, token_dtype
-from llm.data.sources import Document, read
+from llm.data.sources import Document, read, stamp
 from llm.data.spec import DataSpec
 from llm.data.split import check_disjoint, split
 from llm.errors import InputError
@@ -51,6 +51,11 @@ def prepare(
     if (folder / REPORT).is_file():
         prepared = open_prepared(workdir)
         _refuse_other_settings(prepared.report["settings"], settings, folder)
+        for source, old in prepared.report["sources"].items():
+            if stamp(source) not in (old, None):
+                raise InputError(
+                    f"{source} has changed since {folder} was prepared from it; name another workdir, or remove it"
+                )
         say(f"data: {_summary(prepared.report)} (prepared before)")
         return prepared
     if folder.exists():
@@ -63,7 +68,8 @@ def prepare(
     partial = workdir / f"{DATA}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    report = {"settings": settings, "documents": read_report, "tokenizer": tokenizer.fingerprint}
+    sources = {source: stamp(source) for source in (spec.train, spec.validation) if source}
+    report = {"settings": settings, "sources": sources, "documents": read_report, "tokenizer": tokenizer.fingerprint}
     for name, documents in (("train", train), ("validation", validation)):
         report[name] = _write_split(partial, name, documents, tokenizer, spec.row_length)
     if report["train"]["tokens"] < spec.row_length:
@@ -90,17 +96,18 @@ def open_prepared(workdir: pathlib.Path) -> Prepared:
     folder = workdir / DATA
     if not (folder / REPORT).is_file():
         raise InputError(f"{workdir} holds no prepared data; run llm.prepare or llm.train on it first")
-    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
     try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         fingerprint = _fingerprint(folder, tokenizer)
         train, validation = (Dataset.open(folder, name, report[name]["bytes"]) for name in ("train", "validation"))
-    except (OSError, ValueError, KeyError) as error:
+        expected = report["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} is damaged ({error}); remove it to prepare it again") from None
-    if fingerprint != report["fingerprint"]:
+    if fingerprint != expected:
         raise InputError(
             f"{folder} or {TOKENIZER} beside it was changed since it was prepared (fingerprint {fingerprint}, was "
-            f"{report['fingerprint']}); remove both to prepare them again"
+            f"{expected}); remove both to prepare them again"
         )
     return Prepared(tokenizer, train, validation, report, fingerprint)
 
@@ -118,6 +125,9 @@ def _documents(spec: DataSpec) -> tuple[list[Document], list[Document], dict]:
         validation = [d for d in map(clean, read(spec.validation)) if d.text]
     else:
         train, validation = split(spec, train)
+    for name, documents, source in (("training", train, spec.train), ("validation", validation, spec.validation)):
+        if not documents:
+            raise InputError(f"{source}: no {name} text is left after cleaning")
     check_disjoint(train, validation)
     return train, validation, report
 

@@ -6,6 +6,7 @@ import importlib.resources
 import json
 import lzma
 import pathlib
+import re
 from collections.abc import Iterator
 
 from llm.errors import InputError
@@ -46,6 +47,18 @@ def read(source: str) -> list[Document]:
     if not documents:
         raise InputError(f"{source}: the corpus is empty, there is no text in it")
     return documents
+
+
+def stamp(source: str) -> str | None:
+    """A mark that changes when files of a source come, go or change size; None when the source is no longer there."""
+    if source in packaged_corpora():
+        return source
+    path = pathlib.Path(source)
+    if not path.exists():
+        return None
+    listed = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in SUFFIXES)
+    lines = [f"{p.relative_to(path).as_posix()} {p.stat().st_size}" for p in listed]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _packaged(name: str) -> Iterator[Document]:
@@ -96,6 +109,12 @@ def _file(path: pathlib.Path, name: str) -> Iterator[Document]:
             raise InputError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise InputError(f'{path}:{number}: expected an object with a text under "text"')
+        lone = re.search("[\ud800-\udfff]", record["text"])
+        if lone:
+            raise InputError(
+                f"{path}:{number}: the text has a lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}; "
+                "it is not valid Unicode"
+            )
         meta = {key: value for key, value in record.items() if key not in ("id", "text")}
         yield Document(
             str(record.get("id", f"{name}:{number}")), record["text"], {**meta, "source": f"{path}:{number}"}

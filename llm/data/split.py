@@ -35,9 +35,10 @@ def split(spec: DataSpec, documents: list[Document]) -> tuple[list[Document], li
             (validation if int(document.hash[:8], 16) < threshold else train).append(document)
     if not train or not validation:
         side = "validation" if train else "training"
+        tail = "" if spec.split_by == "tail" else ", or data.split_by=tail to hold out the end of every document"
         raise InputError(
-            f"{spec.train}: no document of its {len(documents)} falls on the {side} side; set data.validation to "
-            "another source, or data.split_by=tail to hold out the end of every document"
+            f"{spec.train}: nothing of its {len(documents)} documents falls on the {side} side; add text, or set "
+            f"data.validation to another source{tail}"
         )
     return train, validation
 
@@ -55,8 +56,9 @@ def check_disjoint(train: list[Document], validation: list[Document]) -> None:
 
 
 def _cut(document: Document, fraction: float) -> tuple[Document, Document]:
-    """A document's head and tail, cut at the line end nearest before the wanted share."""
+    """A document's head and tail, cut after the last line end before the wanted share, else after the last space."""
     text = document.text
-    at = text.rfind("\n", 0, round(len(text) * (1 - fraction))) + 1
+    share = round(len(text) * (1 - fraction))
+    at = text.rfind("\n", 0, share) + 1 or text.rfind(" ", 0, share) + 1 or share
     head = dataclasses.replace(document, text=text[:at])
     return head, dataclasses.replace(document, id=f"{document.id}#tail", text=text[at:])

@@ -21,6 +21,7 @@ def generate(
     sampling: SamplingSpec,
     *,
     context: int,
+    vocab_size: int,
     end_of_text: int | None,
     seed: int = 0,
     use_cache: bool = True,
@@ -34,6 +35,7 @@ def generate(
     Args:
         prompts: token ids, at least one each.
         context: the model's longest sequence.
+        vocab_size: ids that the tokenizer knows; a larger table's other rows are never drawn.
         end_of_text: the id that ends a row; None never does.
         use_cache: False computes every step from all tokens so far; slower, for comparison.
         on_token: called with (row, token) as each token is drawn.
@@ -63,7 +65,7 @@ def generate(
     produced: list[list[int]] = [[] for _ in prompts]
     running = np.ones(rows, bool)
     for n in range(max_tokens):
-        drawn, carried = step(model, sampling, params, carried, *new, jnp.asarray(lengths + n), keys, n)
+        drawn, carried = step(model, sampling, vocab_size, params, carried, *new, jnp.asarray(lengths + n), keys, n)
         for row, token in enumerate(np.asarray(drawn).tolist()):
             if running[row] and token == end_of_text:
                 running[row] = False
@@ -89,23 +91,23 @@ def check_lengths(prompt: int, max_tokens: int, context: int) -> None:
         )
 
 
-def _draw(model, sampling, params, hidden_BD, keys_B, n):
-    logits_BV = model.apply({"params": params}, hidden_BD, method="unembed")
+def _draw(model, sampling, vocab_size, params, hidden_BD, keys_B, n):
+    logits_BV = model.apply({"params": params}, hidden_BD, method="unembed")[:, :vocab_size]
     return sample(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, n), logits_BV, sampling)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _cached_step(model, sampling, params, cache, tokens_BT, real_B, seen_B, keys_B, n):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _cached_step(model, sampling, vocab_size, params, cache, tokens_BT, real_B, seen_B, keys_B, n):
     """Feeds tokens_BT, of which real_B are real, to the cache and draws the token after the last real one."""
     del seen_B  # the cache knows
     segments_BT = (jnp.arange(tokens_BT.shape[1]) < real_B[:, None]).astype(jnp.int32)
     output = model.apply({"params": params}, {"tokens": tokens_BT, "segments": segments_BT}, cache=cache)
     last_BD = output.hidden_BTD[jnp.arange(tokens_BT.shape[0]), real_B - 1]
-    return _draw(model, sampling, params, last_BD, keys_B, n), output.cache
+    return _draw(model, sampling, vocab_size, params, last_BD, keys_B, n), output.cache
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _full_step(model, sampling, params, all_BT, tokens_BT, real_B, seen_B, keys_B, n):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _full_step(model, sampling, vocab_size, params, all_BT, tokens_BT, real_B, seen_B, keys_B, n):
     """As `_cached_step`, but `all_BT` holds every row's tokens so far and the model reads all of them."""
     rows = jnp.arange(all_BT.shape[0])
     # The newest tokens end at seen_B; writing a prompt again at its own place changes nothing.
@@ -113,4 +115,4 @@ def _full_step(model, sampling, params, all_BT, tokens_BT, real_B, seen_B, keys_
     all_BT = all_BT.at[rows[:, None], places_BT].set(tokens_BT, mode="drop")
     segments_BT = (jnp.arange(all_BT.shape[1]) < seen_B[:, None]).astype(jnp.int32)
     output = model.apply({"params": params}, {"tokens": all_BT, "segments": segments_BT})
-    return _draw(model, sampling, params, output.hidden_BTD[rows, seen_B - 1], keys_B, n), all_BT
+    return _draw(model, sampling, vocab_size, params, output.hidden_BTD[rows, seen_B - 1], keys_B, n), all_BT

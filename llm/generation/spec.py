@@ -1,6 +1,7 @@
 """The settings of sampling."""
 
 import dataclasses
+import math
 
 from llm.errors import InputError
 
@@ -22,8 +23,8 @@ class SamplingSpec:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise InputError(f"temperature={self.temperature}: must not be negative (0 is greedy)")
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(f"temperature={self.temperature}: must be a finite number, not negative (0 is greedy)")
         if self.top_k < 0:
             raise InputError(f"top_k={self.top_k}: must not be negative (0 is off)")
         if not 0 <= self.top_p <= 1:

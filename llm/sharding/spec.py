@@ -4,7 +4,7 @@ import dataclasses
 
 from llm.errors import InputError
 
-AXES = ("data", "fsdp", "tensor", "context", "expert")
+AXES = ("data", "fsdp", "tensor", "context")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,7 @@ class MeshSpec:
 
     Attributes:
         cpu_devices: devices that a CPU is split into. Part of the config because it changes the bits of a sum.
-        data, fsdp, tensor, context, expert: sizes of the mesh axes; at most one is -1 and takes what is left.
+        data, fsdp, tensor, context: sizes of the mesh axes; at most one is -1 and takes what is left.
     """
 
     cpu_devices: int = 1
@@ -21,7 +21,6 @@ class MeshSpec:
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
-    expert: int = 1
 
     def __post_init__(self):
         if self.cpu_devices < 1:

@@ -74,6 +74,8 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest complete step, or None. Says which newer folders it skips, and why."""
+        for place in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
+            self._say(f"checkpoint {place.name} is skipped: it was cut off while it was written")
         for step, place in reversed(self._steps()):
             fault = _fault(place)
             if fault is None:
@@ -147,11 +149,13 @@ def _fault(place: pathlib.Path) -> str | None:
     if not path.is_file():
         return f"it has no {MANIFEST}, so it was cut off while it was written"
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        listed = [(str(name), int(size), int(crc)) for name, (size, crc) in manifest["files"].items()]
+        manifest["facts"]["fingerprints"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} is damaged"
     present = _files(place)
-    for name, (size, crc) in listed.items():
+    for name, size, crc in listed:
         if name not in present:
             return f"its file {name} is missing"
         if present[name][0] != size:

@@ -56,16 +56,10 @@ def train(
         validate: f(params) -> numbers by name, called every `validate_every` steps.
 
     Raises:
-        InputError: the batch does not fit the mesh, the checkpoint was made with other data, or the disk has no room.
+        InputError: the checkpoint was made with other data, or the disk has no room.
         RunFailed: too many steps in a row had no finite gradient.
         Stopped: a stop signal came; the state is saved.
     """
-    shards = batch_shards(mesh)
-    if spec.batch_size % (shards * spec.microbatches):
-        raise InputError(
-            f"training.batch_size={spec.batch_size} is not a multiple of the mesh's {shards} data shards times "
-            f"training.microbatches={spec.microbatches}"
-        )
     optimizer = optimizers.build(optimizer_spec, spec.steps)
     target = states.abstract(model, optimizer, seed, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", spec.keep_checkpoints, say)
@@ -164,8 +158,21 @@ def train(
                 log.close()
                 raise Stopped(f"saved step {done} of {spec.steps}; the same command goes on")
         checkpoints.wait()
+        if stop_signal.requested:
+            log.close()
+            raise Stopped(f"saved the last step, {spec.steps}; the same command finishes the run")
     log.close()
     return Trained(state, seconds(), tokens)
+
+
+def check_batch(spec: TrainingSpec, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError when the batch cannot be shared equally by micro-batches and devices."""
+    shards = batch_shards(mesh)
+    if spec.batch_size % (shards * spec.microbatches):
+        raise InputError(
+            f"training.batch_size={spec.batch_size} is not a multiple of the mesh's {shards} data shards times "
+            f"training.microbatches={spec.microbatches}"
+        )
 
 
 def restore_params(

@@ -1,5 +1,6 @@
 """The train state: everything that a step changes and a checkpoint keeps."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
+from llm.errors import InputError
 from llm.models import Model
 from llm.sharding import partition_spec
 from llm.training.optimizer import path_name, role
@@ -61,6 +63,18 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh:
         _boxed(model, optimizer),
         is_leaf=_is_box,
     )
+
+
+def check_mesh(model: Model, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError when an axis of a parameter cannot be split over its mesh axes into equal parts."""
+    for path, box in jax.tree_util.tree_leaves_with_path(_boxed(model, optax.identity()).params, is_leaf=_is_box):
+        for size, logical, axes in zip(box.value.shape, box.names, partition_spec(box.names)):
+            parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+            if size % parts:
+                raise InputError(
+                    f"mesh: {path_name(path)} has {size} along its {logical} axis, "
+                    f"which the {parts} parts of {axes} do not divide"
+                )
 
 
 def create(model: Model, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh) -> TrainState:

@@ -72,6 +72,15 @@ def test_split_by_tail_and_holdout():
         check_disjoint(train, [Document("copy", train[0].text)])
 
 
+def test_split_by_tail_of_texts_without_line_ends():
+    texts = ["one line of several words without any end", "wordwithoutspace" * 4]
+    train, validation = split(
+        DataSpec(train="x", split_by="tail", validation_fraction=0.25), [Document(t, t) for t in texts]
+    )
+    assert [a.text + b.text for a, b in zip(train, validation)] == texts
+    assert train[0].text == "one line of several words " and len(validation[1].text) == 16
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 90), max_size=14), min_size=1, max_size=8), st.integers(2, 9))
 def test_packing_neither_loses_nor_doubles_nor_crosses(docs, row_length):

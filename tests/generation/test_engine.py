@@ -1,8 +1,5 @@
 """The decoding loop: cached = uncached, batch = single, and where rows end."""
 
-import dataclasses
-
-import numpy as np
 import pytest
 
 from llm.errors import InputError
@@ -14,7 +11,7 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
 
 def run(name, prompts, sampling, max_tokens=12, **how):
     model, params = make(SPECS[name])
-    how = {"context": 24, "end_of_text": None, **how}
+    how = {"context": 24, "vocab_size": 31, "end_of_text": None, **how}
     return generate(model, params, prompts, max_tokens, sampling, **how)
 
 
@@ -56,9 +53,23 @@ def test_limits():
             run("tiny", prompts, SamplingSpec(0.0), max_tokens=count)
 
 
-def test_the_cache_takes_part():
-    """A cache that is emptied between steps changes the text: the tests above could not pass without one."""
-    model, params = make(dataclasses.replace(SPECS["tiny"], window=None))
-    first = generate(model, params, [PROMPTS[1]], 6, SamplingSpec(0.0), context=24, end_of_text=None)[0]
-    again = generate(model, params, [PROMPTS[1][-1:]], 6, SamplingSpec(0.0), context=24, end_of_text=None)[0]
-    assert first != again and np.isfinite(first).all()
+def test_with_the_cache_each_step_reads_one_token(monkeypatch):
+    from llm.generation import engine
+
+    shapes = {}
+    for name in ("_cached_step", "_full_step"):
+        step, seen = getattr(engine, name), shapes.setdefault(name, [])
+        monkeypatch.setattr(
+            engine, name, lambda *a, step=step, seen=seen: (seen.append((a[4], a[5].shape)), step(*a))[1]
+        )
+    run("tiny", PROMPTS, SamplingSpec(0.0), max_tokens=4)
+    assert [tokens for _, tokens in shapes["_cached_step"]] == [(3, 8), (3, 1), (3, 1), (3, 1)]
+    assert shapes["_full_step"] == []
+    run("tiny", PROMPTS, SamplingSpec(0.0), max_tokens=2, use_cache=False)
+    assert [carried.shape for carried, _ in shapes["_full_step"]] == [(3, 24), (3, 24)]
+
+
+def test_ids_beyond_the_tokenizer_are_never_drawn():
+    for sampling in (SamplingSpec(0.0), SamplingSpec(5.0)):
+        drawn = run("tiny", PROMPTS, sampling, vocab_size=3)
+        assert {t for row in drawn for t in row} <= {0, 1, 2}

@@ -74,7 +74,17 @@ def test_draws_follow_the_distribution_and_never_take_what_is_impossible():
     assert chi_square < 16.3  # 0.1% of three degrees of freedom
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -0.1}, {"top_k": -1}, {"top_p": 1.1}, {"top_p": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 1.1},
+        {"top_p": -0.1},
+    ],
+)
 def test_wrong_values_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         SamplingSpec(**wrong)

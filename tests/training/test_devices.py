@@ -67,3 +67,9 @@ def test_eight_devices_equal_one(one_device, mesh):
     assert many["devices"] == 8
     np.testing.assert_allclose(many["rows"], one_device["rows"], rtol=1e-5)
     np.testing.assert_allclose(many["checksum"], one_device["checksum"], rtol=1e-4)
+
+
+def test_micro_batches_over_devices_equal_one_device():
+    one, many = run(2, cpu_devices=1), run(2, cpu_devices=4, data=2, fsdp=2)
+    np.testing.assert_allclose(many["rows"], one["rows"], rtol=1e-5)
+    np.testing.assert_allclose(many["checksum"], one["checksum"], rtol=1e-4)
