@@ -246,3 +246,50 @@ def test_the_state_is_donated():
         batch["weights"] = np.ones((2, 8), np.float32)
         step(s, put_batch(mesh, batch))
     assert all(x.is_deleted() for x in jax.tree.leaves(s.params))
+
+
+# --- keys and weights -------------------------------------------------------------------------------------------------
+
+
+def test_c15_every_step_and_micro_batch_has_its_own_dropout_key():
+    opt = optimizer.build(SPEC, 100)
+
+    def draw(params, batch, key):
+        zero = 0 * params["mlp"]["up"]["kernel"].sum()
+        return {"loss": (jax.random.uniform(key) * len(batch["x"]) + zero, jnp.float32(len(batch["x"])))}
+
+    one, two = small_step(opt, loss=draw), small_step(opt, loss=draw, microbatches=2)
+    first, m0 = one(small_state(opt), ragged())
+    _, m1 = one(first, ragged())
+    _, again = one(small_state(opt), ragged())
+    _, halves = two(small_state(opt), ragged())
+    assert m0["loss"] == again["loss"] != m1["loss"]
+    second_half = 2 * halves["loss"] - m0["loss"]  # micro-batch 0 has the key of the whole batch
+    assert abs(second_half - m0["loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("chunk", [None, 8])
+def test_c17_padding_counts_neither_in_the_loss_nor_in_the_gradient(chunk):
+    m = model()
+    params = state.create(m, optimizer.build(SPEC, 10), 0, sharding.make_mesh(MeshSpec())).params
+    loss = losses.next_token(m, chunk)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 19, (2, 8)).astype(np.int32)
+    targets = rng.integers(0, 19, (2, 8)).astype(np.int32)
+    real = np.arange(8) < np.array([[8], [5]])
+
+    def batch(tokens, targets):
+        return {
+            "tokens": tokens, "targets": targets, "weights": real.astype(np.float32), "segments": real.astype(np.int32),
+        }  # fmt: skip
+
+    run = jax.jit(jax.value_and_grad(lambda p, b: loss(p, b)["loss"], has_aux=True))
+    (nats, weight), gradient = run(params, batch(tokens, targets))
+    assert weight == 13
+    other = batch(np.where(real, tokens, 7), np.where(real, targets, 3))
+    (nats_other, _), gradient_other = run(params, other)
+    assert nats == nats_other
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient_other)):
+        np.testing.assert_array_equal(a, b)
+    per_token = jax.jit(losses.token_losses(m, chunk))(params, batch(tokens, targets))
+    np.testing.assert_allclose(nats, np.asarray(per_token)[real].sum(), rtol=1e-6)
