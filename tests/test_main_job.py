@@ -99,3 +99,15 @@ def test_a_users_own_folder_from_text_to_model(corpus, tmp_path):
         result = verb(name, *own)
         assert result.returncode == 0, result.stderr
     assert (ROOT / "tests" / "tiny.py").is_file() and (tmp_path / "summary.json").is_file()
+
+
+def test_the_readmes_experiment_of_your_own(corpus, tmp_path):
+    """The ten lines of the README, with the corpus of the tests in place of my/texts."""
+    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    (code,) = [block.split("```")[0] for block in blocks if "def get_config" in block]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10 and '"my/texts"' in code
+    path = tmp_path / "mine.py"
+    path.write_text(code.replace('"my/texts"', repr(str(corpus))))
+    flags = [f"--config={path}:smoke", f"--workdir={tmp_path / 'run'}", "--config.model.layers=2"]
+    result = verb("train", *flags, "--config.tokenizer.vocab_size=400")
+    assert result.returncode == 0 and "bits per byte" in result.stdout, result.stderr
