@@ -8,6 +8,18 @@ Score:     1.676 bits per byte on Persuasion (validation loss 4.13 nats a token)
 
 from llm.config import Config, default_config, with_variant
 
+SMOKE = {
+    "tokenizer.vocab_size": 512,
+    "model.layers": 2,
+    "model.width": 64,
+    "model.unroll": 2,
+    "training.steps": 20,
+    "training.validate_every": 10,
+    "training.checkpoint_every": 10,
+    "optimizer.warmup_steps": 5,
+    "generation.max_tokens": 16,
+}
+
 
 def get_config(variant: str = "") -> Config:
     """The full run, or `smoke`: the same path in a few steps."""
@@ -38,18 +50,4 @@ def get_config(variant: str = "") -> Config:
 
     config.generation.prompts = ("It was a truth", "Anne could not", '"My dear')
     config.generation.max_tokens = 80
-    return with_variant(
-        config,
-        variant,
-        smoke={
-            "tokenizer.vocab_size": 512,
-            "model.layers": 2,
-            "model.width": 64,
-            "model.unroll": 2,
-            "training.steps": 20,
-            "training.validate_every": 10,
-            "training.checkpoint_every": 10,
-            "optimizer.warmup_steps": 5,
-            "generation.max_tokens": 16,
-        },
-    )
+    return with_variant(config, variant, smoke=SMOKE)

@@ -1,8 +1,10 @@
 """Every bad input of the verbs: one clear line, exit code 2, nothing lost. Launched as a user launches them."""
 
+import contextlib
 import json
 import os
 import subprocess
+import time
 
 import pytest
 
@@ -171,6 +173,35 @@ def test_disk_full_before_a_run(small_disk, corpus):
     (disk / "ballast").write_bytes(bytes(disk_free(disk) - 700_000))
     refused = verb("train", *tiny(corpus, disk / "run"))
     assert_refused_last(refused, "MB free", "make room")
+
+
+def test_disk_that_fills_up_during_a_run(small_disk, corpus):
+    """Room at the start, none later: one line, what was saved stays, and the same command goes on."""
+    disk = small_disk(8)
+    # Checkpoints 200 steps apart, log rows every two: the disk fills between two saves.
+    arguments = tiny(corpus, disk / "run", "training.steps=400", "training.checkpoint_every=200")
+    with subprocess.Popen(
+        command("train", *arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        deadline = time.time() + 120
+        while not list((disk / "run" / "checkpoints").glob("200/manifest.json")):
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.002)
+        with (disk / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        try:
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 2 and "Traceback" not in stderr, stderr
+    assert "disk is full" in stderr.splitlines()[-1], stderr
+    (disk / "ballast").unlink()
+    result = verb("train", *arguments)
+    assert result.returncode == 0 and "resuming at step 200" in result.stdout, result.stderr
+    steps = [json.loads(line)["step"] for line in (disk / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(2, 401, 2))
 
 
 def disk_free(folder):

@@ -42,6 +42,21 @@ def test_metrics_and_summary(finished_run):
     assert [s["prompt"] for s in summary["samples"]] == ["She was", "He"]
 
 
+def test_tensorboard_events_hold_the_logged_numbers(finished_run):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = (finished_run / "tensorboard").iterdir()
+    data, at, found = path.read_bytes(), 0, {}
+    while at < len(data):  # a record: length, its checksum, the event, its checksum
+        length = int.from_bytes(data[at : at + 8], "little")
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+        at += length + 16
+    rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert {key for key in found if key[1] == "loss"} == {(row["step"], "loss") for row in rows}
+    np.testing.assert_allclose([found[row["step"], "loss"] for row in rows], [row["loss"] for row in rows], rtol=1e-6)
+
+
 def scores(finished_run, batch_size):
     result = verb("evaluate", f"--workdir={finished_run}", f"--batch-size={batch_size}")
     assert result.returncode == 0, result.stderr

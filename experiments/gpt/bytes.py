@@ -18,17 +18,4 @@ def get_config(variant: str = "") -> Config:
     config.model.context = 256
     config.model.window = 64
     config.generation.max_tokens = 200
-    return with_variant(
-        config,
-        variant,
-        smoke={
-            "model.layers": 2,
-            "model.width": 64,
-            "model.unroll": 2,
-            "training.steps": 20,
-            "training.validate_every": 10,
-            "training.checkpoint_every": 10,
-            "optimizer.warmup_steps": 5,
-            "generation.max_tokens": 32,
-        },
-    )
+    return with_variant(config, variant, smoke={**quickstart.SMOKE, "generation.max_tokens": 32})

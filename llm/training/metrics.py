@@ -17,7 +17,9 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
-        from tensorboardX import SummaryWriter  # slow to import, and only training needs it
+        from tensorboardX.event_file_writer import EventsWriter  # slow to import, and only training needs it
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.summary import scalar
 
         path = workdir / "metrics.jsonl"
         kept = [row for row in read(workdir) if row["step"] <= first_step]
@@ -25,7 +27,14 @@ class MetricsLog:
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=10)
+        # The plain writer, not SummaryWriter: that one writes in a thread, and when a full disk ends the thread, its
+        # queue fills up and the next add waits for ever. Here a write that fails raises.
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
+        self._event, self._scalar = Event, scalar
+        start = SessionLog(status=SessionLog.START)  # hides what a killed run wrote at this step or later
+        self._events.write_event(Event(step=first_step + 1, wall_time=time.time(), session_log=start))
 
     def write(self, row: dict) -> None:
         """Adds a row; it has `step` and `loss`, and its other numbers by name.
@@ -37,7 +46,9 @@ class MetricsLog:
         self._file.flush()
         for name, value in row.items():
             if name != "step":
-                self._events.add_scalar(name, value, row["step"])
+                summary = self._scalar(name, value)
+                self._events.write_event(self._event(step=row["step"], wall_time=time.time(), summary=summary))
+        self._events.flush()
 
     def close(self) -> None:
         """Flushes both."""
