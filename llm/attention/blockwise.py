@@ -3,8 +3,10 @@
 Only pairs of blocks in which something is visible are computed: they are listed first, and the loops run over that
 list. Sources: Rabe and Staats 2021; Dao et al. 2022 (FlashAttention), whose backward this follows.
 
-Inside, queries are split into blocks of shape (B, K, G, q, H) and keys into (B, K, k, H), one leading axis over the
-blocks: a block is then one contiguous matrix a key head, and its product is one batched matrix product.
+A call is cut into parts of some batch rows and key heads, one after the other, so that the scores of one pair of
+blocks stay in the cache of a CPU. In a part, queries are split into blocks of shape (rows, K, G, q, H) and keys into
+(rows, K, k, H), one leading axis over the blocks: a block is one contiguous matrix a key head. Scores are (.., q, k)
+in the forward pass and (.., k, q) in the backward one, so that no product needs a matrix of scores transposed.
 """
 
 import dataclasses
@@ -13,55 +15,51 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from llm.attention import dropout
+from llm.attention import blocks, dropout
 from llm.attention.bias import BucketBias
-from llm.attention.mask import Mask, visible
+from llm.attention.blocks import Geometry, Plan
+from llm.attention.decode import decode
+from llm.attention.mask import Mask
 
 BLOCK = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """The static part of a call."""
-
-    queries: int
-    keys: int
-    q_block: int
-    k_block: int
-    scale: float
-    softcap: float | None
-    dropout_rate: float
-    precision: jax.lax.PrecisionLike
-
-    @property
-    def q_blocks(self) -> int:
-        return -(-self.queries // self.q_block)
-
-    @property
-    def k_blocks(self) -> int:
-        return -(-self.keys // self.k_block)
+# Scores of one step: 4 MiB in float32 stay in the cache of a CPU core or two; an accelerator wants much work at once.
+SCORES_ON_CPU = 2**20
+SCORES = 2**26
+# The most queries of a call that reads keys and values where they lie, without bringing them into blocks first.
+DECODE_QUERIES = 8
 
 
 def blockwise(
     q_BTNH, k_BSKH, v_BSKH, *, mask, bias, scale, softcap, sinks_N, dropout_rate, dropout_words, precision
 ) -> tuple[jax.Array, jax.Array]:
     """Attention in blocks. Returns out_BTNH in the dtype of q and the log-sum-exp lse_BTN in float32."""
-    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-    plan = _Plan(
-        queries=T,
-        keys=S,
-        q_block=min(BLOCK, T),
-        k_block=min(BLOCK, S),
-        scale=q_BTNH.shape[-1] ** -0.5 if scale is None else scale,
-        softcap=softcap,
-        dropout_rate=dropout_rate,
-        precision=precision,
-    )
-    if T == 0 or S == 0:
-        out = jnp.zeros((*q_BTNH.shape[:3], v_BSKH.shape[3]), q_BTNH.dtype)
-        lse = jnp.full(q_BTNH.shape[:3], -jnp.inf)
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    if 0 in (B, T, S, N):
+        out = jnp.zeros((B, T, N, v_BSKH.shape[3]), q_BTNH.dtype)
+        lse = jnp.full((B, T, N), -jnp.inf)
         return out, lse if sinks_N is None else jnp.broadcast_to(sinks_N.astype(jnp.float32), lse.shape)
+    settings = dict(
+        scale=H**-0.5 if scale is None else scale, softcap=softcap, dropout_rate=dropout_rate, precision=precision
+    )
+    plan = _plan(B, T, S, K, N // K, SCORES_ON_CPU if jax.default_backend() == "cpu" else SCORES, **settings)
     return _attend(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, dropout_words)
+
+
+def _plan(batch, queries, keys, key_heads, group, scores, **settings) -> Plan:
+    """Cuts a call so that one step has at most `scores` scores, if a block of one key head has no more."""
+    k_block = min(BLOCK, keys)
+    q_block = min(BLOCK, queries, max(32, scores // (group * k_block)))
+    fit = max(1, scores // (group * q_block * k_block))  # key heads a step
+    if fit >= key_heads:
+        rows, heads = _largest_divisor(batch, fit // key_heads), key_heads
+    else:
+        rows, heads = 1, _largest_divisor(key_heads, fit)
+    return Plan(batch, queries, keys, key_heads, group, rows, heads, q_block, k_block, **settings)
+
+
+def _largest_divisor(n: int, limit: int) -> int:
+    return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -69,295 +67,270 @@ def _attend(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
     return _forward(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words)[0]
 
 
-# --- the layout of blocks ---------------------------------------------------------------------------------------------
+# --- parts: rows of the batch and key heads ---------------------------------------------------------------------------
 
 
-def _pad(x: jax.Array, axis: int, size: int, **how) -> jax.Array:
-    short = -x.shape[axis] % size
-    return jnp.pad(x, [(0, short if i == axis % x.ndim else 0) for i in range(x.ndim)], **how) if short else x
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Where a part starts: its first row and its first key head."""
+
+    plan: Plan
+    row: jax.Array | int
+    head: jax.Array | int
+
+    def _window(self, x: jax.Array, rows: int | None, heads: int | None) -> tuple[list, list[int]]:
+        """Starts and sizes of this part in an array with rows and (query or key) heads on the given axes."""
+        plan, starts, sizes = self.plan, [0] * x.ndim, list(x.shape)
+        if rows is not None and x.shape[rows] == plan.batch:
+            starts[rows], sizes[rows] = self.row, plan.rows
+        if heads is not None and x.shape[heads] != 1:
+            each = x.shape[heads] // plan.key_heads
+            starts[heads], sizes[heads] = self.head * each, plan.heads * each
+        return starts, sizes
+
+    def of(self, x: jax.Array, rows: int | None, heads: int | None) -> jax.Array:
+        starts, sizes = self._window(x, rows, heads)
+        return x if sizes == list(x.shape) else jax.lax.dynamic_slice(x, starts, sizes)
+
+    def put(self, x: jax.Array, update: jax.Array, rows: int | None, heads: int | None) -> jax.Array:
+        starts, sizes = self._window(x, rows, heads)
+        return update if sizes == list(x.shape) else jax.lax.dynamic_update_slice(x, update, starts)
+
+    def of_mask(self, mask: Mask) -> Mask:
+        cut = jax.tree.map(lambda x: self.of(x, 0, None), dataclasses.replace(mask, dense_BNTS=None))
+        dense = mask.dense_BNTS
+        return dataclasses.replace(cut, dense_BNTS=None if dense is None else self.of(dense, 0, 1))
+
+    def of_bias(self, bias):
+        if isinstance(bias, BucketBias):
+            return dataclasses.replace(bias, table_RN=self.of(bias.table_RN, None, 1))
+        return None if bias is None else self.of(bias, 0, 1)
+
+    def words(self, words):
+        return None if words is None else dropout.moved(words, self.row, self.head * self.plan.group)
 
 
-def _q_blocks(plan: _Plan, x_BTNH: jax.Array, key_heads: int, fill: float = 0.0) -> jax.Array:
-    """(B, T, N, H) -> (blocks, B, K, G, q, H)."""
-    B, _, N, H = x_BTNH.shape
-    x = _pad(x_BTNH, 1, plan.q_block, constant_values=fill).reshape(
-        B, plan.q_blocks, plan.q_block, key_heads, N // key_heads, H
+def _over_parts(plan: Plan, body, carry):
+    """Runs body(part, carry) over the parts of a call; a single part needs no loop."""
+    across = plan.key_heads // plan.heads
+    parts = plan.batch // plan.rows * across
+    if parts == 1:
+        return body(_Part(plan, 0, 0), carry)
+    return jax.lax.fori_loop(
+        0, parts, lambda n, carry: body(_Part(plan, n // across * plan.rows, n % across * plan.heads), carry), carry
     )
+
+
+def _over_pairs(plan: Plan, g: Geometry, body, carry):
+    """Runs body(i, j, carry) over the pairs of blocks to compute; a single pair needs no loop."""
+    if plan.q_blocks * plan.k_blocks == 1:
+        return body(0, 0, carry)
+    pairs, count = blocks.listed(blocks.needed(plan, g).any(-1))
+    return jax.lax.fori_loop(0, count, lambda n, carry: body(pairs[n, 0], pairs[n, 1], carry), carry)
+
+
+# --- the layout of blocks in a part -----------------------------------------------------------------------------------
+
+
+def _q_blocks(plan: Plan, x_BTNH: jax.Array, fill: float = 0.0) -> jax.Array:
+    """(rows, T, N, H) -> (blocks, rows, K, G, q, H)."""
+    B, _, N, H = x_BTNH.shape
+    x = blocks.pad(x_BTNH, 1, plan.q_block, constant_values=fill)
+    x = x.reshape(B, plan.q_blocks, plan.q_block, plan.heads, N // plan.heads, H)
     return x.transpose(1, 0, 3, 4, 2, 5)
 
 
-def _from_q_blocks(plan: _Plan, x: jax.Array) -> jax.Array:
-    """(blocks, B, K, G, q, H) -> (B, T, N, H)."""
+def _from_q_blocks(plan: Plan, x: jax.Array) -> jax.Array:
+    """(blocks, rows, K, G, q, H) -> (rows, T, N, H)."""
     _, B, K, G, _, H = x.shape
     return x.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, K * G, H)[:, : plan.queries]
 
 
-def _k_blocks(plan: _Plan, x_BSKH: jax.Array) -> jax.Array:
-    """(B, S, K, H) -> (blocks, B, K, k, H)."""
+def _k_blocks(plan: Plan, x_BSKH: jax.Array) -> jax.Array:
+    """(rows, S, K, H) -> (blocks, rows, K, k, H)."""
     B, _, K, H = x_BSKH.shape
-    x = _pad(x_BSKH, 1, plan.k_block).reshape(B, plan.k_blocks, plan.k_block, K, H)
+    x = blocks.pad(x_BSKH, 1, plan.k_block).reshape(B, plan.k_blocks, plan.k_block, K, H)
     return x.transpose(1, 0, 3, 2, 4)
 
 
-def _from_k_blocks(plan: _Plan, x: jax.Array) -> jax.Array:
-    """(blocks, B, K, k, H) -> (B, S, K, H)."""
+def _from_k_blocks(plan: Plan, x: jax.Array) -> jax.Array:
+    """(blocks, rows, K, k, H) -> (rows, S, K, H)."""
     _, B, K, _, H = x.shape
     return x.transpose(1, 0, 3, 2, 4).reshape(B, -1, K, H)[:, : plan.keys]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Geometry:
-    """Positions and segments split into blocks, (blocks, B or 1, block), and the pairs of blocks to compute."""
-
-    mask: Mask
-    q_positions: jax.Array
-    k_positions: jax.Array
-    q_segments: jax.Array | None
-    k_segments: jax.Array | None
-    pairs: jax.Array  # (q_blocks * k_blocks, 2), those to compute first, ordered by query block, then key block
-    count: jax.Array | int
+def _turned(x: jax.Array) -> jax.Array:
+    """The last two axes exchanged in memory: the barrier keeps XLA from handing its dot a strided operand."""
+    return jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
 
 
-def _geometry(plan: _Plan, mask: Mask) -> _Geometry:
-    def split(x, block, **how):
-        return _pad(x, 1, block, **how).reshape(x.shape[0], -1, block).transpose(1, 0, 2)
-
-    q_positions, k_positions = mask.positions(plan.queries, plan.keys)
-    q_positions = split(q_positions, plan.q_block, mode="edge")
-    k_positions = split(k_positions, plan.k_block, mode="edge")
-    q_segments = k_segments = None
-    if mask.q_segments_BT is not None and mask.kv_segments_BS is not None:
-        q_segments, k_segments = split(mask.q_segments_BT, plan.q_block), split(mask.kv_segments_BS, plan.k_block)
-
-    # A pair is needed when the ranges of its positions and segments could meet: never too few, at times too many.
-    q_low, q_high = q_positions.min(-1)[:, None], q_positions.max(-1)[:, None]
-    k_low, k_high = k_positions.min(-1)[None], k_positions.max(-1)[None]
-    needed = jnp.ones((plan.q_blocks, plan.k_blocks, 1), bool)
-    if mask.causal:
-        reach = k_low <= q_high
-        if mask.prefix_lengths_B is not None:
-            reach |= k_low < mask.prefix_lengths_B
-        needed &= reach
-    if mask.window is not None:
-        left, right = mask.window
-        if left is not None:
-            needed &= k_high >= q_low - left
-        if right is not None:
-            needed &= k_low <= q_high + right
-    if mask.kv_lengths_B is not None:
-        needed &= k_low < mask.kv_lengths_B
-    if q_segments is not None and k_segments is not None:
-        ceiling = jnp.iinfo(q_segments.dtype).max
-        q_first = jnp.where(q_segments == 0, ceiling, q_segments).min(-1)[:, None]
-        k_first = jnp.where(k_segments == 0, ceiling, k_segments).min(-1)[None]
-        q_last, k_last = q_segments.max(-1)[:, None], k_segments.max(-1)[None]
-        needed &= jnp.maximum(q_first, k_first) <= jnp.minimum(q_last, k_last)
-    needed = needed.any(-1).reshape(-1)
-    order = jnp.argsort(~needed, stable=True).astype(jnp.int32)
-    pairs = jnp.stack([order // plan.k_blocks, order % plan.k_blocks], axis=-1)
-    return _Geometry(mask, q_positions, k_positions, q_segments, k_segments, pairs, needed.sum())
+def _padded(plan: Plan, bias, mask: Mask):
+    bias = bias if bias is None or isinstance(bias, BucketBias) else blocks.pad_scores(plan, bias)
+    return bias, None if mask.dense_BNTS is None else blocks.pad_scores(plan, mask.dense_BNTS)
 
 
-def _loop(plan: _Plan, geometry: _Geometry, body, carry):
-    """Runs body(i, j, carry) over the pairs of blocks to compute; a single pair needs no loop."""
-    if plan.q_blocks * plan.k_blocks == 1:
-        return body(0, 0, carry)
-    return jax.lax.fori_loop(
-        0, geometry.count, lambda n, carry: body(geometry.pairs[n, 0], geometry.pairs[n, 1], carry), carry
-    )
-
-
-# --- one pair of blocks -----------------------------------------------------------------------------------------------
-
-
-def _bias_block(plan: _Plan, bias: jax.Array, i, j) -> jax.Array:
-    """The (B or 1, N or 1, q or 1, k or 1) block of a bias array that was padded to whole blocks."""
-    starts = [0, 0, 0 if bias.shape[2] == 1 else i * plan.q_block, 0 if bias.shape[3] == 1 else j * plan.k_block]
-    sizes = [*bias.shape[:2], min(bias.shape[2], plan.q_block), min(bias.shape[3], plan.k_block)]
-    return jax.lax.dynamic_slice(bias, starts, sizes)
-
-
-def _pad_scores(plan: _Plan, x: jax.Array) -> jax.Array:
-    """Pads the T and S axes of a (B, N, T, S) array to whole blocks; axes of 1 stay."""
-    if x.shape[2] > 1:
-        x = _pad(x, 2, plan.q_block)
-    return _pad(x, 3, plan.k_block) if x.shape[3] > 1 else x
-
-
-def _group(x: jax.Array, key_heads: int) -> jax.Array:
-    """(B or 1, N or 1, q, k) -> (B or 1, K or 1, G or 1, q, k)."""
-    b, n, *rest = x.shape
-    return x.reshape(b, 1, 1, *rest) if n == 1 else x.reshape(b, key_heads, n // key_heads, *rest)
-
-
-def _scores(plan: _Plan, geometry: _Geometry, q, k, bias, dense, i, j):
-    """Scores of query block i against key block j in float32, -inf where nothing may be seen; capped ones too."""
-    s = jnp.einsum("BKGqH,BKkH->BKGqk", q[i], k[j], precision=plan.precision, preferred_element_type=jnp.float32)
-    s *= plan.scale
-    capped = s
-    if plan.softcap is not None:
-        s = capped = plan.softcap * jnp.tanh(s / plan.softcap)
-    K = k.shape[2]
-    if isinstance(bias, BucketBias):
-        s += _group(bias.at(geometry.q_positions[i], geometry.k_positions[j]), K)
-    elif bias is not None:
-        s += _group(_bias_block(plan, bias, i, j).astype(jnp.float32), K)
-    seen = visible(
-        geometry.mask,
-        geometry.q_positions[i],
-        geometry.k_positions[j],
-        None if geometry.q_segments is None else geometry.q_segments[i],
-        None if geometry.k_segments is None else geometry.k_segments[j],
-    )[:, None, None]
-    if plan.keys % plan.k_block:
-        seen &= j * plan.k_block + jnp.arange(plan.k_block) < plan.keys
-    if dense is not None:
-        seen = seen & _group(_bias_block(plan, dense, i, j), K)
-    return jnp.where(seen, s, -jnp.inf), capped
-
-
-def _kept(plan: _Plan, geometry: _Geometry, words, shape, i, j) -> jax.Array:
-    """Dropout's decision for one block, bool of `shape` (B, K, G, q, k)."""
-    B, K, G, _, _ = shape
-    return dropout.keep(
-        words,
-        plan.dropout_rate,
-        jnp.arange(B).reshape(B, 1, 1, 1, 1),
-        jnp.arange(K * G).reshape(1, K, G, 1, 1),
-        geometry.q_positions[i][:, None, None, :, None],
-        geometry.k_positions[j][:, None, None, None, :],
-    )
-
-
-# --- forward and backward ---------------------------------------------------------------------------------------------
+# --- forward ----------------------------------------------------------------------------------------------------------
 
 
 def _forward(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
-    K = k_BSKH.shape[2]
-    geometry = _geometry(plan, mask)
-    q, k, v = _q_blocks(plan, q_BTNH, K), _k_blocks(plan, k_BSKH), _k_blocks(plan, v_BSKH)
-    padded = bias if bias is None or isinstance(bias, BucketBias) else _pad_scores(plan, bias)
-    dense = None if mask.dense_BNTS is None else _pad_scores(plan, mask.dense_BNTS)
+    residuals = q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words
+    if _decodes(plan):
+        whole = dataclasses.replace(plan, rows=1, heads=plan.key_heads, q_block=plan.queries)
+        out_BTNH, lse_BTN = decode(whole, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask)
+        out_BTNH = out_BTNH.astype(q_BTNH.dtype)
+        return (out_BTNH, lse_BTN), (*residuals, out_BTNH, lse_BTN)
+    rows = q_BTNH.shape[:3]
+    out_BTNH, lse_BTN = jnp.zeros((*rows, v_BSKH.shape[3]), q_BTNH.dtype), jnp.zeros(rows, jnp.float32)
+
+    def body(part: _Part, carry):
+        q, k, v = (part.of(x, 0, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
+        sinks = None if sinks_N is None else part.of(sinks_N, None, 0)
+        out, lse = _forward_part(plan, q, k, v, part.of_bias(bias), sinks, part.of_mask(mask), part.words(words))
+        return part.put(carry[0], out.astype(q_BTNH.dtype), 0, 2), part.put(carry[1], lse, 0, 2)
+
+    out_BTNH, lse_BTN = _over_parts(plan, body, (out_BTNH, lse_BTN))
+    return (out_BTNH, lse_BTN), (*residuals, out_BTNH, lse_BTN)
+
+
+def _decodes(plan: Plan) -> bool:
+    """Whether the call is few queries over a long cache; an accelerator is better off with rows in parallel."""
+    few = plan.queries <= DECODE_QUERIES and plan.keys >= 4 * plan.queries and plan.dropout_rate == 0
+    return few and jax.default_backend() == "cpu"
+
+
+def _forward_part(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
+    g = blocks.geometry(plan, mask)
+    q, k, v = _q_blocks(plan, q_BTNH), _k_blocks(plan, k_BSKH), _k_blocks(plan, v_BSKH)
+    bias, dense = _padded(plan, bias, mask)
 
     def body(i, j, carry):
         out, top, total = carry
-        s, _ = _scores(plan, geometry, q, k, padded, dense, i, j)
-        new_top = jnp.maximum(top[i], s.max(-1))
-        # Until a row has seen a key its maximum is -inf; 0 in its place keeps -inf minus -inf out of the exponentials.
-        base = jnp.where(jnp.isfinite(new_top), new_top, 0.0)
-        p = jnp.exp(s - base[..., None])
-        shrink = jnp.exp(top[i] - base)
-        new_total = total[i] * shrink + p.sum(-1)
+        s = plan.product("BKGqH,BKHk->BKGqk", q[i], _turned(k[j]))
+        added = None if bias is None else blocks.group_heads(blocks.bias_block(plan, g, bias, i, j), plan.heads)
+        s, _ = blocks.finish_scores(plan, s, added, blocks.seen_block(plan, g, dense, i, j))
+        p, shrink, new_top, new_total = blocks.weigh(s, top[i], total[i])
         if plan.dropout_rate > 0:
-            p = jnp.where(_kept(plan, geometry, words, p.shape, i, j), p / (1 - plan.dropout_rate), 0.0)
-        pv = jnp.einsum(
-            "BKGqk,BKkH->BKGqH", p.astype(v.dtype), v[j], precision=plan.precision, preferred_element_type=jnp.float32
-        )
-        new_out = out[i] * shrink[..., None] + pv
+            kept = blocks.kept_block(plan, g, words, i, j, axis=4)
+            p = jnp.where(kept, p / (1 - plan.dropout_rate), 0.0)
+        new_out = out[i] * shrink[..., None] + plan.product("BKGqk,BKkH->BKGqH", p.astype(v.dtype), v[j])
         return out.at[i].set(new_out), top.at[i].set(new_top), total.at[i].set(new_total)
 
     rows = q.shape[:-1]
-    out, top, total = _loop(
-        plan,
-        geometry,
-        body,
-        (
-            jnp.zeros((*rows, v.shape[-1]), jnp.float32),
-            jnp.full(rows, -jnp.inf, jnp.float32),
-            jnp.zeros(rows, jnp.float32),
-        ),
-    )
-    if sinks_N is not None:
-        sinks = _per_head(sinks_N, K)
-        new_top = jnp.maximum(top, sinks)
-        shrink = jnp.exp(top - new_top)
-        out, total, top = out * shrink[..., None], total * shrink + jnp.exp(sinks - new_top), new_top
-    empty = total == 0
-    safe = jnp.where(empty, 1.0, total)
-    lse = jnp.where(empty, -jnp.inf, top + jnp.log(safe))
-    out_BTNH = _from_q_blocks(plan, out / safe[..., None]).astype(q_BTNH.dtype)
-    lse_BTN = _from_q_blocks(plan, lse[..., None])[..., 0]
-    return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, out_BTNH, lse_BTN)
+    empty = jnp.zeros((*rows, v.shape[-1])), jnp.full(rows, -jnp.inf), jnp.zeros(rows)
+    out, top, total = _over_pairs(plan, g, body, empty)
+    sinks = None if sinks_N is None else sinks_N.reshape(1, 1, plan.heads, plan.group, 1)
+    out, lse = blocks.normalise(out, top, total, sinks)
+    return _from_q_blocks(plan, out), _from_q_blocks(plan, lse[..., None])[..., 0]
 
 
-def _per_head(x_N: jax.Array, key_heads: int) -> jax.Array:
-    """A value a query head, shaped to meet (blocks, B, K, G, q)."""
-    return x_N.astype(jnp.float32).reshape(1, 1, key_heads, -1, 1)
+# --- backward ---------------------------------------------------------------------------------------------------------
 
 
 def _backward(plan, residuals, cotangents):
     q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, out_BTNH, lse_BTN = residuals
     dout_BTNH, dlse_BTN = cotangents
-    K = k_BSKH.shape[2]
-    geometry = _geometry(plan, mask)
-    q, k, v = _q_blocks(plan, q_BTNH, K), _k_blocks(plan, k_BSKH), _k_blocks(plan, v_BSKH)
-    dout = _q_blocks(plan, dout_BTNH, K)
-    padded = bias if bias is None or isinstance(bias, BucketBias) else _pad_scores(plan, bias)
-    dense = None if mask.dense_BNTS is None else _pad_scores(plan, mask.dense_BNTS)
     # Every score of a row gets p * (dp - sum(p dp)); the sum is dout . out, and the gradient of lse adds p * dlse.
     delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1) - dlse_BTN
-    delta = _q_blocks(plan, delta_BTN[..., None], K)[..., 0]
     # With an lse of +inf the weights exp(s - lse) of rows without a key, and of padding, are exactly zero.
-    lse = jnp.where(jnp.isfinite(lse_BTN), lse_BTN, jnp.inf)[..., None]
-    lse = _q_blocks(plan, lse, K, fill=jnp.inf)[..., 0]
+    stop_BTN = jnp.where(jnp.isfinite(lse_BTN), lse_BTN, jnp.inf)
 
-    def product(subscripts, a, b):
-        return jnp.einsum(subscripts, a, b, precision=plan.precision, preferred_element_type=jnp.float32)
-
-    def body(i, j, carry):
+    def body(part: _Part, carry):
         dq, dk, dv, dbias = carry
-        s, capped = _scores(plan, geometry, q, k, padded, dense, i, j)
-        p = jnp.exp(s - lse[i][..., None])
-        dp = product("BKGqH,BKkH->BKGqk", dout[i], v[j])
-        dropped = p
-        if plan.dropout_rate > 0:
-            kept = _kept(plan, geometry, words, p.shape, i, j)
-            dropped = jnp.where(kept, p / (1 - plan.dropout_rate), 0.0)
-            dp = jnp.where(kept, dp / (1 - plan.dropout_rate), 0.0)
-        ds = p * (dp - delta[i][..., None])
-        if bias is not None:
-            dbias = _add_bias_gradient(plan, geometry, padded, dbias, ds, i, j)
-        if plan.softcap is not None:
-            ds *= 1 - jnp.square(capped / plan.softcap)
-        ds = (ds * plan.scale).astype(q.dtype)
-        dq = dq.at[i].add(product("BKGqk,BKkH->BKGqH", ds, k[j]))
-        dk = dk.at[j].add(product("BKGqk,BKGqH->BKkH", ds, q[i]))
-        dv = dv.at[j].add(product("BKGqk,BKGqH->BKkH", dropped.astype(dout.dtype), dout[i]))
-        return dq, dk, dv, dbias
+        q, dout, stop, delta = (part.of(x, 0, 2) for x in (q_BTNH, dout_BTNH, stop_BTN, delta_BTN))
+        k, v = part.of(k_BSKH, 0, 2), part.of(v_BSKH, 0, 2)
+        new_dq, new_dk, new_dv, new_dbias = _backward_part(
+            plan, q, k, v, part.of_bias(bias), part.of_mask(mask), part.words(words), dout, stop, delta
+        )
+        dq, dk, dv = (part.put(x, new.astype(x.dtype), 0, 2) for x, new in ((dq, new_dq), (dk, new_dk), (dv, new_dv)))
+        return dq, dk, dv, _add_to_bias(part, dbias, new_dbias)
 
-    def zeros(x):
-        return jnp.zeros(x.shape, jnp.float32)
-
-    dq, dk, dv, dbias = _loop(plan, geometry, body, (zeros(q), zeros(k), zeros(v), jax.tree.map(zeros, padded)))
+    zeros = jnp.zeros_like(q_BTNH), jnp.zeros_like(k_BSKH), jnp.zeros_like(v_BSKH)
+    dbias = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), bias)
+    dq_BTNH, dk_BSKH, dv_BSKH, dbias = _over_parts(plan, body, (*zeros, dbias))
+    dbias = jax.tree.map(lambda d, x: d.astype(x.dtype), dbias, bias)
     dsinks = None
     if sinks_N is not None:
         # A sink carries no value, so its dp is 0.
         share = jnp.exp(sinks_N.astype(jnp.float32) - lse_BTN)
         dsinks = -jnp.sum(share * delta_BTN, (0, 1)).astype(sinks_N.dtype)
-    if bias is not None:
-        dbias = jax.tree.map(lambda d, x: d[tuple(map(slice, x.shape))].astype(x.dtype), dbias, bias)
-    return (
-        _from_q_blocks(plan, dq).astype(q_BTNH.dtype),
-        _from_k_blocks(plan, dk).astype(k_BSKH.dtype),
-        _from_k_blocks(plan, dv).astype(v_BSKH.dtype),
-        dbias,
-        dsinks,
-        None,
-        None,
-    )
+    return dq_BTNH, dk_BSKH, dv_BSKH, dbias, dsinks, None, None
 
 
-def _add_bias_gradient(plan, geometry, bias, dbias, ds, i, j):
+def _add_to_bias(part: _Part, dbias, part_dbias):
+    """Adds a part's gradient of its bias to that of the whole."""
+    if isinstance(dbias, BucketBias):
+        table = dbias.table_RN
+        return dataclasses.replace(
+            dbias, table_RN=part.put(table, part.of(table, None, 1) + part_dbias.table_RN, None, 1)
+        )
+    return None if dbias is None else part.put(dbias, part.of(dbias, 0, 1) + part_dbias, 0, 1)
+
+
+def _backward_part(plan, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dout_BTNH, lse_BTN, delta_BTN):
+    g = blocks.geometry(plan, mask)
+    q, k, v = _q_blocks(plan, q_BTNH), _k_blocks(plan, k_BSKH), _k_blocks(plan, v_BSKH)
+    dout, delta = _q_blocks(plan, dout_BTNH), _q_blocks(plan, delta_BTN[..., None])[..., 0]
+    lse = _q_blocks(plan, lse_BTN[..., None], fill=jnp.inf)[..., 0]
+    padded, dense = _padded(plan, bias, mask)
+
+    def across(x):
+        """A value a query against scores of (.., k, G, q)."""
+        return x[:, :, None]
+
+    def keys_first(x):
+        return jnp.moveaxis(x, 4, 2)
+
+    def body(i, j, carry):
+        dq, dk, dv, dbias = carry
+        s = plan.product("BKkH,BKHGq->BKkGq", k[j], _heads_first(q[i]))
+        added = None
+        if bias is not None:
+            added = keys_first(blocks.group_heads(blocks.bias_block(plan, g, padded, i, j), plan.heads))
+        s, capped = blocks.finish_scores(plan, s, added, keys_first(blocks.seen_block(plan, g, dense, i, j)))
+        p = jnp.exp(s - across(lse[i]))
+        dp = plan.product("BKkH,BKHGq->BKkGq", v[j], _heads_first(dout[i]))
+        dropped = p
+        if plan.dropout_rate > 0:
+            kept = blocks.kept_block(plan, g, words, i, j, axis=2)
+            dropped = jnp.where(kept, p / (1 - plan.dropout_rate), 0.0)
+            dp = jnp.where(kept, dp / (1 - plan.dropout_rate), 0.0)
+        ds = p * (dp - across(delta[i]))
+        if bias is not None:
+            dbias = _add_bias_gradient(plan, g, padded, dbias, jnp.moveaxis(ds, 2, 4), i, j)
+        if plan.softcap is not None:
+            ds *= 1 - jnp.square(capped / plan.softcap)
+        ds = ds.astype(q.dtype)
+        dq = dq.at[i].add(plan.product("BKHk,BKkGq->BKHGq", _turned(k[j]), ds))
+        dk = dk.at[j].add(plan.product("BKkGq,BKGqH->BKkH", ds, q[i]))
+        dv = dv.at[j].add(plan.product("BKkGq,BKGqH->BKkH", dropped.astype(dout.dtype), dout[i]))
+        return dq, dk, dv, dbias
+
+    def zeros(x):
+        return jnp.zeros(x.shape, jnp.float32)
+
+    blocked_dq = jnp.zeros((plan.q_blocks, plan.rows, plan.heads, q.shape[-1], plan.group, plan.q_block))
+    start = blocked_dq, zeros(k), zeros(v), jax.tree.map(zeros, padded)
+    dq, dk, dv, dbias = _over_pairs(plan, g, body, start)
+    dq, dk = jnp.moveaxis(dq, 3, 5) * plan.scale, dk * plan.scale
+    dbias = jax.tree.map(lambda d, x: d[tuple(map(slice, x.shape))], dbias, bias)
+    return _from_q_blocks(plan, dq), _from_k_blocks(plan, dk), _from_k_blocks(plan, dv), dbias
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+    """(rows, K, G, q, H) -> (rows, K, H, G, q), in memory."""
+    return jax.lax.optimization_barrier(jnp.moveaxis(x, 4, 2))
+
+
+def _add_bias_gradient(plan: Plan, g: Geometry, bias, dbias, ds, i, j):
     ds_BNqk = ds.reshape(ds.shape[0], -1, *ds.shape[3:])
     if isinstance(bias, BucketBias):
-        _, pull = jax.vjp(lambda b: b.at(geometry.q_positions[i], geometry.k_positions[j]), bias)
-        if geometry.q_positions.shape[1] == geometry.k_positions.shape[1] == 1:
+        _, pull = jax.vjp(lambda b: blocks.bias_block(plan, g, b, i, j), bias)
+        if g.q_positions.shape[1] == g.k_positions.shape[1] == 1:
             ds_BNqk = ds_BNqk.sum(0, keepdims=True)
         return jax.tree.map(jnp.add, dbias, pull(ds_BNqk)[0])
-    block = _bias_block(plan, dbias, i, j)
-    summed = ds_BNqk.sum([a for a in range(4) if block.shape[a] == 1 and ds_BNqk.shape[a] > 1], keepdims=True)
-    starts = [0, 0, 0 if bias.shape[2] == 1 else i * plan.q_block, 0 if bias.shape[3] == 1 else j * plan.k_block]
-    return jax.lax.dynamic_update_slice(dbias, block + summed, starts)
+    starts, sizes = blocks.block_of(plan, bias, i, j)
+    summed = ds_BNqk.sum([a for a in range(4) if sizes[a] == 1 and ds_BNqk.shape[a] > 1], keepdims=True)
+    return jax.lax.dynamic_update_slice(dbias, jax.lax.dynamic_slice(dbias, starts, sizes) + summed, starts)
 
 
 _attend.defvjp(_forward, _backward)

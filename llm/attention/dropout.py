@@ -30,11 +30,25 @@ def philox_4x32(counter: tuple[jax.Array, ...], key: tuple[jax.Array, jax.Array]
     return x0, x1, x2, x3
 
 
-def key_words(key: jax.Array) -> jax.Array:
-    """The two uint32 words of a JAX random key, typed or raw."""
+def key_words(key: jax.Array, offset: tuple[int | jax.Array, int | jax.Array] = (0, 0)) -> jax.Array:
+    """Four uint32 words: the two of a JAX random key, typed or raw, then `offset`.
+
+    `offset` is the batch row and query head that row 0 and head 0 of the call stand for, when it is part of a larger.
+    """
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
-    return key.reshape(-1)[-2:].astype(jnp.uint32)
+    return jnp.concatenate([key.reshape(-1)[-2:].astype(jnp.uint32), moved(jnp.zeros(2, jnp.uint32), *offset)])
+
+
+def moved(words: jax.Array, rows: int | jax.Array, heads: int | jax.Array) -> jax.Array:
+    """The words of a call on the part of a larger one that starts at this row and query head."""
+    return words.at[-2:].add(jnp.stack([jnp.asarray(rows), jnp.asarray(heads)]).astype(jnp.uint32))
+
+
+def _bits(words, batch, head, q_position, kv_position_div_4) -> tuple[jax.Array, ...]:
+    counter = (batch + words[2], head + words[3], q_position, kv_position_div_4)
+    counter = tuple(x.astype(jnp.uint32) for x in jnp.broadcast_arrays(*counter))
+    return philox_4x32(counter, (words[0], words[1]))
 
 
 def keep(
@@ -42,13 +56,34 @@ def keep(
 ) -> jax.Array:
     """True where a weight survives dropout; the four index arrays broadcast to the shape of the result.
 
-    Bits are Philox-4x32-10 of the counter (batch, head, query position, key position // 4) under `words`, the lane
-    is key position % 4, and the threshold is compared as integers.
+    Bits are Philox-4x32-10 of the counter (batch row, head, query position, key position // 4) under the key, the
+    lane is key position % 4, and the threshold is compared as integers. `words` are those of `key_words`.
     """
-    lane = kv_position % 4
-    counter = tuple(
-        jnp.asarray(x).astype(jnp.uint32) for x in jnp.broadcast_arrays(batch, head, q_position, kv_position // 4)
-    )
-    bits = philox_4x32(counter, (words[0], words[1]))
-    chosen = jnp.select([lane == i for i in range(4)], list(bits))
+    bits = _bits(words, batch, head, q_position, kv_position // 4)
+    chosen = jnp.select([kv_position % 4 == i for i in range(4)], list(bits))
     return chosen >= jnp.uint32(round(rate * 2**32))
+
+
+def keep_run(
+    words: jax.Array,
+    rate: float,
+    batch: jax.Array,
+    head: jax.Array,
+    q_position: jax.Array,
+    first: int | jax.Array,
+    count: int,
+    axis: int,
+) -> jax.Array:
+    """`keep` for the key positions first .. first + count - 1, `first` a multiple of 4, on `axis`.
+
+    The three index arrays have size 1 there. A quarter of the work of `keep`: every counter serves its four lanes.
+    """
+    shape = [1] * q_position.ndim
+    axis %= len(shape)
+    shape[axis] = groups = -(-count // 4)
+    bits = _bits(words, batch, head, q_position, first // 4 + jnp.arange(groups).reshape(shape))
+    # Without the barrier XLA would compute the counters once more for every lane.
+    lanes = jax.lax.optimization_barrier(tuple(x >= jnp.uint32(round(rate * 2**32)) for x in bits))
+    kept = jnp.stack(lanes, axis + 1)
+    kept = kept.reshape(*kept.shape[:axis], 4 * groups, *kept.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(kept, 0, count, axis=axis)
