@@ -10,10 +10,17 @@ import jax.numpy as jnp
 from llm.attention import dropout
 from llm.attention.bias import BucketBias
 from llm.attention.blockwise import blockwise
+from llm.attention.cudnn import cudnn
+from llm.attention.cudnn import why_not_here as _cudnn_not_here
 from llm.attention.mask import Mask
 from llm.attention.reference import reference
 
-IMPLEMENTATIONS: dict[str, Callable] = {"reference": reference, "blockwise": blockwise}
+IMPLEMENTATIONS: dict[str, Callable] = {"reference": reference, "blockwise": blockwise, "cudnn": cudnn}
+
+
+def why_not_here(implementation: str) -> str | None:
+    """Why an implementation cannot run on the devices of this process, or None when it can."""
+    return _cudnn_not_here() if implementation == "cudnn" else None
 
 
 def attention(
@@ -28,6 +35,7 @@ def attention(
     sinks_N: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    dropout_offset: tuple[int | jax.Array, int | jax.Array] = (0, 0),
     precision: jax.lax.PrecisionLike = None,
     implementation: str = "auto",
     return_lse: bool = False,
@@ -44,6 +52,8 @@ def attention(
         softcap: scores become softcap * tanh(score / softcap).
         sinks_N: one more logit a head, which takes part in the softmax and carries no value.
         dropout_rate, dropout_key: drops weights with this probability and scales the others by 1 / (1 - rate).
+        dropout_offset: the batch row and query head that the first of this call are in a larger one of which this is
+            a shard: its dropout is then that of the whole.
         precision: of the matrix products.
         implementation: a key of IMPLEMENTATIONS, or "auto".
         return_lse: also return the log of the softmax's denominator, float32 of shape (B, T, N), -inf where a query
@@ -62,9 +72,8 @@ def attention(
     if implementation == "auto":
         implementation = _resolve()
     elif implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"attention: unknown implementation {implementation!r}; there are auto, {', '.join(IMPLEMENTATIONS)}"
-        )
+        there_are = ", ".join(name + (f" ({why})" if (why := why_not_here(name)) else "") for name in IMPLEMENTATIONS)
+        raise ValueError(f"attention: unknown implementation {implementation!r}; there are auto, {there_are}")
     out_BTNH, lse_BTN = IMPLEMENTATIONS[implementation](
         q_BTNH,
         k_BSKH,
@@ -75,10 +84,16 @@ def attention(
         softcap=softcap,
         sinks_N=sinks_N,
         dropout_rate=dropout_rate,
-        dropout_words=None if dropout_key is None or dropout_rate == 0 else dropout.key_words(dropout_key),
+        dropout_words=None
+        if dropout_key is None or dropout_rate == 0
+        else dropout.key_words(dropout_key, dropout_offset),
         precision=precision,
     )
-    return (out_BTNH, lse_BTN) if return_lse else out_BTNH
+    if not return_lse:
+        return out_BTNH
+    if lse_BTN is None:
+        raise NotImplementedError(f"attention: {implementation} gives no log-sum-exp in float32")
+    return out_BTNH, lse_BTN
 
 
 @functools.cache

@@ -27,6 +27,7 @@ SCORES_ON_CPU = 2**20
 SCORES = 2**26
 # The most queries of a call that reads keys and values where they lie, without bringing them into blocks first.
 DECODE_QUERIES = 8
+DECODE_BLOCK = 1024
 
 
 def blockwise(
@@ -80,7 +81,8 @@ class _Part:
 
     def _window(self, x: jax.Array, rows: int | None, heads: int | None) -> tuple[list, list[int]]:
         """Starts and sizes of this part in an array with rows and (query or key) heads on the given axes."""
-        plan, starts, sizes = self.plan, [0] * x.ndim, list(x.shape)
+        plan, sizes = self.plan, list(x.shape)
+        starts: list[int | jax.Array] = [0] * x.ndim
         if rows is not None and x.shape[rows] == plan.batch:
             starts[rows], sizes[rows] = self.row, plan.rows
         if heads is not None and x.shape[heads] != 1:
@@ -175,7 +177,8 @@ def _padded(plan: Plan, bias, mask: Mask):
 def _forward(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
     residuals = q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words
     if _decodes(plan):
-        whole = dataclasses.replace(plan, rows=1, heads=plan.key_heads, q_block=plan.queries)
+        k_block = min(DECODE_BLOCK, plan.keys)
+        whole = dataclasses.replace(plan, rows=1, heads=plan.key_heads, q_block=plan.queries, k_block=k_block)
         out_BTNH, lse_BTN = decode(whole, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask)
         out_BTNH = out_BTNH.astype(q_BTNH.dtype)
         return (out_BTNH, lse_BTN), (*residuals, out_BTNH, lse_BTN)
@@ -284,8 +287,9 @@ def _backward_part(plan, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dout_BTNH, l
         dq, dk, dv, dbias = carry
         s = plan.product("BKkH,BKHGq->BKkGq", k[j], _heads_first(q[i]))
         added = None
-        if bias is not None:
-            added = keys_first(blocks.group_heads(blocks.bias_block(plan, g, padded, i, j), plan.heads))
+        if padded is not None:
+            added = blocks.group_heads(blocks.bias_block(plan, g, padded, i, j), plan.heads)
+            added = keys_first(added)
         s, capped = blocks.finish_scores(plan, s, added, keys_first(blocks.seen_block(plan, g, dense, i, j)))
         p = jnp.exp(s - across(lse[i]))
         dp = plan.product("BKkH,BKHGq->BKkGq", v[j], _heads_first(dout[i]))

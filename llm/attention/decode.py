@@ -24,10 +24,11 @@ def decode(plan: Plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask: Mask) -> tup
     flags = jnp.broadcast_to(blocks.needed(plan, blocks.geometry(plan, mask))[0].T, (B, plan.k_blocks))
     pairs, count = blocks.listed(flags)
     q_positions, k_positions = mask.positions(T, S)
+    # One product a block, with the queries of each key head on the diagonal of a (K G T, K H) matrix: a product with
+    # the heads as its batch would first copy the keys into (K, k, H), at several times the cost of reading them. It
+    # multiplies K times too much, and that still hides behind the reading.
     q = q_BTNH.astype(jnp.float32).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    spread = None
-    if G * T < ONE_PRODUCT_BELOW or K == 1:
-        spread = jnp.einsum("BKMH,KJ->BKMJH", q, jnp.eye(K))
+    spread = jnp.einsum("BKMH,KJ->BKMJH", q, jnp.eye(K)).reshape(B, K * G * T, K * H)
 
     def cut(x, b, axis, start):
         """One row, and one block of an axis of keys; axes of 1 stay."""
@@ -60,10 +61,11 @@ def decode(plan: Plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask: Mask) -> tup
             added = blocks.group_heads(cut(bias, b, 3, start).astype(jnp.float32), K)
         # bfloat16 products are exact in float32, and a CPU has no faster ones.
         k, v = (cut(x, b, 1, start)[0].astype(jnp.float32) for x in (k_BSKH, v_BSKH))
-        products = _queries_by_keys(plan, q[b], None if spread is None else spread[b], k)
+        products = plan.product("mc,kc->mk", spread[b], k.reshape(block, -1))
         s, _ = blocks.finish_scores(plan, products.reshape(1, K, G, T, block), added, seen)
         p, shrink, new_top, new_total = blocks.weigh(s[0], top[b], total[b])
-        values = _weights_by_values(plan, p.reshape(K, G * T, block), v, spread is not None)
+        values = plan.product("mk,kc->mc", p.reshape(-1, block), v.reshape(block, -1))
+        values = jnp.einsum("KMKH->KMH", values.reshape(K, G * T, K, -1))
         new_out = out[b] * shrink[..., None] + values.reshape(K, G, T, -1)
         return out.at[b].set(new_out), top.at[b].set(new_top), total.at[b].set(new_total)
 
@@ -73,27 +75,3 @@ def decode(plan: Plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask: Mask) -> tup
     sinks = None if sinks_N is None else sinks_N.reshape(1, K, G, 1)
     out, lse = blocks.normalise(out, top, total, sinks)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1), lse.transpose(0, 3, 1, 2).reshape(B, T, N)
-
-
-# A matrix product with the heads as its batch would first bring the keys into (K, k, H), at several times the cost of
-# reading them. Two forms read them as they lie: one product with the queries on the diagonal of a matrix, which
-# multiplies K times too much and is still bound by reading, and multiply-and-add, which wins from 4 queries a key head.
-ONE_PRODUCT_BELOW = 4
-
-
-def _queries_by_keys(plan: Plan, q_KMH: jax.Array, spread_KMKH: jax.Array | None, k_kKH: jax.Array) -> jax.Array:
-    """Products of the M = G T queries a key head and its keys, float32 of shape (K, M, k)."""
-    if spread_KMKH is None:
-        return (q_KMH[None] * k_kKH[:, :, None]).sum(-1).transpose(1, 2, 0)
-    K, M, _ = q_KMH.shape
-    s = plan.product("mc,kc->mk", spread_KMKH.reshape(K * M, -1), k_kKH.reshape(k_kKH.shape[0], -1))
-    return s.reshape(K, M, -1)
-
-
-def _weights_by_values(plan: Plan, p_KMk: jax.Array, v_kKH: jax.Array, one_product: bool) -> jax.Array:
-    """Values weighted by the softmax, float32 of shape (K, M, H)."""
-    K, M, k = p_KMk.shape
-    if not one_product:
-        return (p_KMk.transpose(2, 0, 1)[..., None] * v_kKH[:, :, None]).sum(0)
-    out = plan.product("mk,kc->mc", p_KMk.reshape(K * M, k), v_kKH.reshape(k, -1))
-    return jnp.einsum("KMKH->KMH", out.reshape(K, M, K, -1))

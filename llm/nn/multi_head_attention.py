@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm.attention import Mask, attention
+from llm.attention import Mask
 from llm.nn.cache import write
 from llm.nn.norm import Norm
 from llm.nn.position import rotary
 from llm.nn.projection import Projection
-from llm.sharding import constrain
+from llm.sharding import attention, constrain
 
 
 @dataclasses.dataclass(frozen=True)
