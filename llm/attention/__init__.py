@@ -3,6 +3,15 @@
 from llm.attention.api import IMPLEMENTATIONS, attention
 from llm.attention.bias import BucketBias, relative_position_bucket
 from llm.attention.mask import Mask
+from llm.attention.merge import merge
 from llm.attention.reference import attention_weights
 
-__all__ = ["IMPLEMENTATIONS", "BucketBias", "Mask", "attention", "attention_weights", "relative_position_bucket"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "BucketBias",
+    "Mask",
+    "attention",
+    "attention_weights",
+    "merge",
+    "relative_position_bucket",
+]

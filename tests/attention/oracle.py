@@ -108,3 +108,31 @@ def attention(q, k, v, mask, *, bias=None, scale=None, softcap=None, sinks=None,
         return result
 
     return {"out": out, "lse": np.moveaxis(lse, 1, 2), "weights": p, "gradients": gradients}
+
+
+def bucket(relative, *, bidirectional, buckets, max_distance):
+    """T5's bucket of one relative position (key minus query), an int."""
+    first, distance = 0, -relative
+    if bidirectional:
+        buckets //= 2
+        first, distance = (buckets if relative > 0 else 0), abs(relative)
+    distance = max(distance, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return first + distance
+    # float32, as published: on a border between two buckets the last bit decides.
+    steps = np.log(np.float32(distance) / np.float32(exact)) / np.float32(np.log(max_distance / exact))
+    return first + min(buckets - 1, exact + int(np.float32(steps) * np.float32(buckets - exact)))
+
+
+def bucket_bias(table, q_pos, k_pos, **how):
+    """The array (B, N, T, S) of a bias table, and a function that sums a gradient of the array into the table's."""
+    find = np.vectorize(lambda r: bucket(int(r), **how))
+    index = find(k_pos[:, None, :] - q_pos[:, :, None])
+
+    def collect(dbias):
+        result = np.zeros(table.shape)
+        np.add.at(result, index, np.moveaxis(dbias, 1, -1))
+        return result
+
+    return np.moveaxis(np.asarray(table, np.float64)[index], -1, 1), collect

@@ -1,0 +1,177 @@
+"""Every case of the conformance table on every implementation, random masks, and mutants that must be caught."""
+
+import dataclasses
+import importlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm.attention import Mask
+from tests.conformance import attention as table
+from tests.conformance.attention import CASES, LACKING, VARIANTS, Case, judge
+
+blockwise, blocks, dropout, reference = (
+    importlib.import_module(f"llm.attention.{name}") for name in ("blockwise", "blocks", "dropout", "reference")
+)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", CASES)
+def test_case(name, variant):
+    try:
+        judge(CASES[name], variant)
+    except table.NotHere as error:
+        pytest.skip(str(error))
+    except table.Lacking:
+        pass  # counted below
+
+
+@pytest.mark.parametrize("variant", LACKING)
+def test_coverage_does_not_shrink(variant):
+    """The number of cases that an implementation refuses is the committed one, wherever the test runs."""
+    lacking = [name for name, case in CASES.items() if refused(case, variant)]
+    assert len(lacking) == LACKING[variant], lacking
+
+
+def refused(case: Case, implementation: str) -> bool:
+    arrays, mask, _ = table.inputs(case)
+    more = {name: x for name, x in arrays.items() if name not in "qkv"}
+    how = dict(
+        scale=case.scale, softcap=case.softcap, dropout_rate=case.rate, dropout_key=table.KEY if case.rate else None
+    )
+    call = lambda q, k, v, more: table.attention(  # noqa: E731
+        q, k, v, mask=mask, implementation=implementation, return_lse=case.lse, **more, **how
+    )
+    try:
+        jax.eval_shape(call, arrays["q"], arrays["k"], arrays["v"], more)
+    except NotImplementedError as error:
+        why = table.why_not_here(implementation)
+        return why is None or why not in str(error)
+    return False
+
+
+def test_axes_are_told_apart():
+    """Sizes are pairwise distinct, so that an exchange of axes cannot pass; only self-attention has T = S."""
+    for name, c in CASES.items():
+        sizes = (c.B, c.T, c.N, c.K, c.H, *([c.S] if c.S != c.T else []))
+        assert len(set(sizes)) == len(sizes), (name, sizes)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_random_masks(data):
+    draw = data.draw
+    case = Case(
+        B=draw(st.integers(1, 2)), T=draw(st.sampled_from([1, 3, 9])), S=draw(st.sampled_from([2, 13, 17])),
+        N=4, K=draw(st.sampled_from([1, 2])), H=5, Hv=7, sinks=draw(st.booleans()),
+        rate=draw(st.sampled_from([0.0, 0.3])), bias=draw(st.sampled_from([None, "table"])),
+    )  # fmt: skip
+    side = st.one_of(st.none(), st.integers(0, 12))
+    static = {"causal": draw(st.booleans()), "window": draw(st.one_of(st.none(), st.tuples(side, side)))}
+    present = {name for name in ("segments", "lengths", "prefix", "q positions", "k positions") if draw(st.booleans())}
+
+    def make(rng, c):
+        fields = dict(static)
+        if "segments" in present:
+            fields["q_segments_BT"] = jnp.asarray(rng.integers(0, 3, (c.B, c.T)))
+            fields["kv_segments_BS"] = jnp.asarray(rng.integers(0, 3, (c.B, c.S)))
+        if "lengths" in present:
+            fields["kv_lengths_B"] = jnp.asarray(rng.integers(0, c.S + 1, c.B))
+        if "prefix" in present:
+            fields["prefix_lengths_B"] = jnp.asarray(rng.integers(0, c.S + 1, c.B))
+        if "q positions" in present:
+            fields["q_positions_BT"] = jnp.asarray(rng.integers(-2, c.S + 2, (c.B, c.T)))
+        if "k positions" in present:
+            fields["kv_positions_BS"] = jnp.asarray(rng.integers(0, c.S + 2, (c.B, c.S)))
+        return Mask(**fields)
+
+    case, seed = dataclasses.replace(case, mask=make), draw(st.integers(0, 2**16))
+    for variant in ("reference", "blockwise in small blocks"):
+        judge(case, variant, seed)
+
+
+# --- mutants ----------------------------------------------------------------------------------------------------------
+
+
+def window_is_dropped(original):
+    return lambda mask, *rest: original(dataclasses.replace(mask, window=None), *rest)
+
+
+def lane_is_wrong(original):
+    return lambda words, rate, b, n, q, k: original(words, rate, b, n, q, k ^ 1)
+
+
+def heads_are_tiled(original):
+    def repeat(q, k, *rest):
+        return original(q, jnp.flip(k, 2), *rest)
+
+    return repeat
+
+
+def earlier_output_is_not_shrunk(original):
+    return lambda s, top, total: (lambda r: (r[0], jnp.ones_like(r[1]), r[2], r[3]))(original(s, top, total))
+
+
+def last_key_block_is_skipped(original):
+    return lambda plan, g: original(plan, g).at[:, -1].set(False)
+
+
+def bias_is_lost_in_the_backward_pass(original):
+    return lambda plan, g, bias, dbias, ds, i, j: dbias
+
+
+def delta_ignores_the_lse(original):
+    def part(plan, q, k, v, bias, mask, words, dout, lse, delta):
+        return original(plan, q, k, v, bias, mask, words, dout, lse, jnp.zeros_like(delta))
+
+    return part
+
+
+MUTANTS = {
+    "reference": [
+        (reference, "visible", window_is_dropped),
+        (dropout, "keep", lane_is_wrong),
+        (reference, "_weights_and_lse", heads_are_tiled),
+    ],
+    "blockwise in small blocks": [
+        (blocks, "weigh", earlier_output_is_not_shrunk),
+        (blocks, "needed", last_key_block_is_skipped),
+        (blocks, "visible", window_is_dropped),
+        (blockwise, "_add_bias_gradient", bias_is_lost_in_the_backward_pass),
+        (blockwise, "_backward_part", delta_ignores_the_lse),
+    ],
+}
+CATCHERS = {
+    "visible": "causal window",
+    "keep": "dropout",
+    "_weights_and_lse": "full",
+    "weigh": "full",
+    "needed": "full",
+    "_add_bias_gradient": "bias",
+    "_backward_part": "full",
+}
+# The same for a few queries against a cache, which blockwise reads by another path.
+DECODE_MUTANTS = [
+    (blocks, "weigh", earlier_output_is_not_shrunk),
+    (blocks, "needed", last_key_block_is_skipped),
+    (blocks, "visible", window_is_dropped),
+]
+
+
+@pytest.mark.parametrize(
+    "variant, module, name, mutate, catcher",
+    [(variant, *mutant, CATCHERS[mutant[1]]) for variant, mutants in MUTANTS.items() for mutant in mutants]
+    + [("blockwise in small blocks", *mutant, "decode, one key head, window") for mutant in DECODE_MUTANTS],
+)
+def test_mutants_are_caught(monkeypatch, variant, module, name, mutate, catcher):
+    judge(CASES[catcher], variant)
+    monkeypatch.setattr(module, name, mutate(getattr(module, name)))
+    jax.clear_caches()
+    try:
+        with pytest.raises(AssertionError):
+            judge(CASES[catcher], variant)
+    finally:
+        jax.clear_caches()
