@@ -1,4 +1,4 @@
-"""Configs: overrides by type, hints, variants, and the round trip through config.json (C26)."""
+"""Configs: overrides by type, hints, variants, and the round trip through config.json."""
 
 import dataclasses
 import pathlib

@@ -16,6 +16,7 @@ from llm.attention.mask import Mask
 from llm.attention.reference import reference
 
 IMPLEMENTATIONS: dict[str, Callable] = {"reference": reference, "blockwise": blockwise, "cudnn": cudnn}
+WITHOUT_LSE = {"cudnn"}
 
 
 def why_not_here(implementation: str) -> str | None:
@@ -42,7 +43,8 @@ def attention(
 ):
     """Scaled dot-product attention, softmax(q k^T * scale) v, for any mask, head grouping and length.
 
-    Query head n uses key head n // (N // K). Scores, maxima and sums are float32 whatever the inputs.
+    Query head n uses key head n // (N // K). Scores, maxima and sums are float32 whatever the inputs. All but
+    "reference" have reverse-mode derivatives of first order only.
 
     Args:
         q_BTNH, k_BSKH, v_BSKH: floating queries, keys and values; the head width of v may differ from that of k.
@@ -54,7 +56,8 @@ def attention(
         dropout_rate, dropout_key: drops weights with this probability and scales the others by 1 / (1 - rate).
         dropout_offset: the batch row and query head that the first of this call are in a larger one of which this is
             a shard: its dropout is then that of the whole.
-        precision: of the matrix products.
+        precision: of the matrix products; None is the highest for "reference" and the device's default for
+            "blockwise". "cudnn" has one precision only.
         implementation: a key of IMPLEMENTATIONS, or "auto".
         return_lse: also return the log of the softmax's denominator, float32 of shape (B, T, N), -inf where a query
             sees nothing. Partial results over disjoint keys can be merged by it.
@@ -74,6 +77,8 @@ def attention(
     elif implementation not in IMPLEMENTATIONS:
         there_are = ", ".join(name + (f" ({why})" if (why := why_not_here(name)) else "") for name in IMPLEMENTATIONS)
         raise ValueError(f"attention: unknown implementation {implementation!r}; there are auto, {there_are}")
+    if return_lse and implementation in WITHOUT_LSE:
+        raise NotImplementedError(f"attention: {implementation} gives no log-sum-exp in float32")
     out_BTNH, lse_BTN = IMPLEMENTATIONS[implementation](
         q_BTNH,
         k_BSKH,
@@ -89,11 +94,7 @@ def attention(
         else dropout.key_words(dropout_key, dropout_offset),
         precision=precision,
     )
-    if not return_lse:
-        return out_BTNH
-    if lse_BTN is None:
-        raise NotImplementedError(f"attention: {implementation} gives no log-sum-exp in float32")
-    return out_BTNH, lse_BTN
+    return (out_BTNH, lse_BTN) if return_lse else out_BTNH
 
 
 @functools.cache
@@ -138,3 +139,7 @@ def _check(q, k, v, mask, bias, sinks_N, dropout_rate, dropout_key, softcap) -> 
         raise ValueError(f"attention: dropout_rate={dropout_rate} must be at least 0 and below 1")
     if dropout_rate > 0 and dropout_key is None:
         raise ValueError(f"attention: dropout_rate={dropout_rate} needs a dropout_key")
+    if dropout_key is not None and dropout_key.ndim != (
+        0 if jnp.issubdtype(dropout_key.dtype, jax.dtypes.prng_key) else 1
+    ):
+        raise ValueError(f"attention: dropout_key has shape {dropout_key.shape}, expected a single key")

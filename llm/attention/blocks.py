@@ -205,8 +205,9 @@ def normalise(out: jax.Array, top: jax.Array, total: jax.Array, sinks: jax.Array
     if sinks is not None:
         sinks = sinks.astype(jnp.float32)
         new_top = jnp.maximum(top, sinks)
-        shrink = jnp.exp(top - new_top)
-        out, total, top = out * shrink[..., None], total * shrink + jnp.exp(sinks - new_top), new_top
+        base = jnp.where(jnp.isfinite(new_top), new_top, 0.0)  # a sink of -inf is none
+        shrink = jnp.exp(top - base)
+        out, total, top = out * shrink[..., None], total * shrink + jnp.exp(sinks - base), base
     empty = total == 0
     safe = jnp.where(empty, 1.0, total)
     return out / safe[..., None], jnp.where(empty, -jnp.inf, top + jnp.log(safe))

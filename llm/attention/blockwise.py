@@ -254,7 +254,7 @@ def _backward(plan, residuals, cotangents):
     dsinks = None
     if sinks_N is not None:
         # A sink carries no value, so its dp is 0.
-        share = jnp.exp(sinks_N.astype(jnp.float32) - lse_BTN)
+        share = jnp.exp(sinks_N.astype(jnp.float32) - stop_BTN)
         dsinks = -jnp.sum(share * delta_BTN, (0, 1)).astype(sinks_N.dtype)
     return dq_BTNH, dk_BSKH, dv_BSKH, dbias, dsinks, None, None
 

@@ -29,12 +29,12 @@ def cudnn(
     B, T, S = q_BTNH.shape[0], q_BTNH.shape[1], k_BSKH.shape[1]
     lengths = mask.kv_lengths_B
     if lengths is not None:
-        lengths = lengths.astype(jnp.int32)
+        lengths = jnp.clip(lengths, 0, S).astype(jnp.int32)
     out_BTNH = jax.nn.dot_product_attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
-        bias=bias,
+        bias=None if bias is None else bias.astype(q_BTNH.dtype),
         scale=scale,
         is_causal=mask.causal and T > 1,
         query_seq_lengths=None if lengths is None else jnp.full((B,), T, jnp.int32),

@@ -37,12 +37,13 @@ def key_words(key: jax.Array, offset: tuple[int | jax.Array, int | jax.Array] = 
     """
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
-    return jnp.concatenate([key.reshape(-1)[-2:].astype(jnp.uint32), moved(jnp.zeros(2, jnp.uint32), *offset)])
+    first, second = key.reshape(-1)[-2:].astype(jnp.uint32)
+    return moved(jnp.stack([first, second, jnp.uint32(0), jnp.uint32(0)]), *offset)
 
 
 def moved(words: jax.Array, rows: int | jax.Array, heads: int | jax.Array) -> jax.Array:
     """The words of a call on the part of a larger one that starts at this row and query head."""
-    return words.at[-2:].add(jnp.stack([jnp.asarray(rows), jnp.asarray(heads)]).astype(jnp.uint32))
+    return words + jnp.stack([jnp.asarray(x).astype(jnp.uint32) for x in (0, 0, rows, heads)])
 
 
 def _bits(words, batch, head, q_position, kv_position_div_4) -> tuple[jax.Array, ...]:

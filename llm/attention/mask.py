@@ -34,8 +34,10 @@ class Mask:
         q_segments_BT, kv_segments_BS: integer document ids of packed rows, given together. 0 is padding: it sees
             nothing and is seen by nothing.
         q_positions_BT, kv_positions_BS: integer positions. Keys default to 0..S-1 and queries to S-T..S-1, so that
-            the last query lines up with the last key. Caches and sequence shards pass theirs.
-        kv_lengths_B: keys at or beyond this position do not exist (an unfilled cache).
+            the last query lines up with the last key. Caches and sequence shards pass theirs. Dropout draws its bits
+            by position, so documents of one row whose positions restart at 0 share them.
+        kv_lengths_B: keys at or beyond this position are hidden (an unfilled cache). Like all that is hidden, they
+            must be finite: they are multiplied by a weight of 0.
         prefix_lengths_B: keys before this position are visible in spite of `causal` (prefix language models).
         dense_BNTS: bool, True is visible; B and N may be 1. The only field that takes T x S memory.
     """
@@ -57,16 +59,17 @@ class Mask:
             q = jnp.arange(keys - queries, keys, dtype=jnp.int32)[None]
         if kv is None:
             kv = jnp.arange(keys, dtype=jnp.int32)[None]
-        return q, kv
+        # Distances are differences: an unsigned position would wrap.
+        return q.astype(jnp.int32), kv.astype(jnp.int32)
 
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         """Raises ValueError, naming the shapes, when a field does not fit a call of these sizes."""
         if (self.q_segments_BT is None) != (self.kv_segments_BS is None):
             raise ValueError("Mask: q_segments_BT and kv_segments_BS must be given together")
         if self.window is not None and (
-            len(self.window) != 2 or any(side is not None and side < 0 for side in self.window)
+            len(self.window) != 2 or any(side is not None and not 0 <= side < 2**30 for side in self.window)
         ):
-            raise ValueError(f"Mask: window={self.window} must be (left, right), each None or at least 0")
+            raise ValueError(f"Mask: window={self.window} must be (left, right), each None or from 0 to 2**30 - 1")
         shapes = {
             "q_segments_BT": (batch, queries),
             "kv_segments_BS": (batch, keys),

@@ -1,4 +1,4 @@
-"""The oracle: attention with the whole score matrix in float32, as its definition reads."""
+"""The definition: attention with the whole score matrix in float32, as its definition reads."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def _weights_and_lse(q_BTNH, k_BSKH, mask, bias, scale, softcap, sinks_N, precis
     seen = jnp.broadcast_to(seen, s_BNTS.shape)
 
     s_BNTS = jnp.where(seen, s_BNTS, -jnp.inf)
-    top = jnp.max(s_BNTS, axis=-1, keepdims=True)
+    top = jnp.max(s_BNTS, axis=-1, keepdims=True, initial=-jnp.inf)
     if sinks_N is not None:
         sinks = sinks_N.astype(jnp.float32)[None, :, None, None]
         top = jnp.maximum(top, sinks)

@@ -38,7 +38,8 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, **argumen
     def place(x: jax.Array, *axes) -> PartitionSpec:
         return PartitionSpec(*(axis if size > 1 else None for axis, size in zip(axes, x.shape)))
 
-    arrays = {name: x for name, x in arguments.items() if name in ("mask", "bias", "sinks_N", "dropout_key")}
+    traced = ("mask", "bias", "sinks_N", "dropout_key", "dropout_offset")
+    arrays = {name: x for name, x in arguments.items() if name in traced}
     rest = {name: x for name, x in arguments.items() if name not in arrays}
 
     def spec(name, x):
@@ -52,7 +53,7 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, **argumen
             return dataclasses.replace(x, **specs)
         if isinstance(x, BucketBias):
             return dataclasses.replace(x, table_RN=place(x.table_RN, None, columns))
-        if x is None or name == "dropout_key":
+        if x is None or name.startswith("dropout"):
             return PartitionSpec()
         return place(x, rows, columns) if name == "bias" else place(x, columns)
 
@@ -64,7 +65,8 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, **argumen
         return 0 if axes is None else jax.lax.axis_index(axes) * size
 
     def on_one(q, k, v, arrays):
-        offset = first(rows, q.shape[0]), first(columns, q.shape[2])
+        row, head = arrays.pop("dropout_offset", (0, 0))
+        offset = row + first(rows, q.shape[0]), head + first(columns, q.shape[2])
         return local_attention(q, k, v, dropout_offset=offset, **arrays, **rest)
 
     return jax.shard_map(

@@ -68,7 +68,7 @@ def attention(q, k, v, mask, *, bias=None, scale=None, softcap=None, sinks=None,
     if sinks is not None:
         columns.append(np.broadcast_to(np.asarray(sinks, np.float64)[None, :, None, None], (B, N, T, 1)))
     every = np.concatenate(columns, -1)
-    top = every.max(-1, keepdims=True)
+    top = every.max(-1, keepdims=True, initial=-np.inf)
     top = np.where(np.isfinite(top), top, 0)
     e = np.exp(every - top)
     total = e.sum(-1, keepdims=True)
@@ -97,8 +97,8 @@ def attention(q, k, v, mask, *, bias=None, scale=None, softcap=None, sinks=None,
         draw = draw * scale
         result = {
             "dq": np.einsum("bnts,bsnh->btnh", draw, kk),
-            "dk": np.einsum("bnts,btnh->bsnh", draw, q).reshape(B, S, K, N // K, -1).sum(3),
-            "dv": np.einsum("bnts,btnh->bsnh", p * factor, dout).reshape(B, S, K, N // K, -1).sum(3),
+            "dk": np.einsum("bnts,btnh->bsnh", draw, q).reshape(B, S, K, N // K, H).sum(3),
+            "dv": np.einsum("bnts,btnh->bsnh", p * factor, dout).reshape(B, S, K, N // K, v.shape[3]).sum(3),
         }
         if bias is not None:
             axes = tuple(a for a in range(4) if np.shape(bias)[a] == 1)

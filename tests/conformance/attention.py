@@ -34,7 +34,7 @@ class Case:
     Hv: int = 7
     mask: Callable = lambda rng, c: Mask()
     bias: tuple[int, ...] | str | None = None
-    sinks: bool = False
+    sinks: bool = False  # the first one is -inf, which is none
     softcap: float | None = None
     scale: float | None = None
     rate: float = 0.0
@@ -167,6 +167,15 @@ CASES: dict[str, Case] = {
         B=3, T=9, S=23, N=8, K=4, mask=_mask(_shuffled, _documents, _prefix, causal=True, window=(9, 4)),
         bias="table", sinks=True, softcap=3.0, rate=0.3,
     ),
+    "parts of two rows": Case(
+        B=4, T=5, N=6, K=2, H=8, mask=_mask(_documents, _lengths, _prefix, _dense, causal=True, window=(7, None)),
+        bias=(4, 6, 5, 19), sinks=True, rate=0.3,
+    ),
+    "parts of one head": Case(N=24, K=3, mask=_mask(_dense), bias=(1, 24, 11, 19), rate=0.2),
+    "parts of four heads": Case(B=3, N=16, K=8, mask=_mask(_cache, _dense, causal=True), bias="table", rate=0.3),
+    "parts of heads, bias of heads": Case(B=3, N=12, K=4, bias=(1, 12, 11, 1), sinks=True),
+    "no keys": Case(S=0),
+    "no keys but sinks": Case(S=0, sinks=True),
     # a query or a few against a cache
     "decode": Case(B=3, T=1, S=37, N=12, K=4, H=8, Hv=6, mask=_mask(_cache, causal=True)),
     "decode, one key head, window": Case(
@@ -202,12 +211,19 @@ CASES: dict[str, Case] = {
     "float16 self-attention in a window": Case(
         T=20, S=20, H=16, Hv=16, mask=_mask(causal=True, window=(5, None)), dtype="float16", lse=False
     ),
+    "bfloat16, lengths from zero": Case(
+        T=12, S=20, H=16, Hv=16, mask=_mask(_lengths), dtype="bfloat16", lse=False, scale=0.3
+    ),
+    "bfloat16, causal, lengths": Case(
+        T=20, S=20, H=16, Hv=16, mask=_mask(_lengths, causal=True), dtype="bfloat16", lse=False
+    ),
+    "bfloat16, one query": Case(T=1, S=20, H=16, Hv=16, mask=_mask(causal=True), dtype="bfloat16", lse=False),
     "bfloat16, lengths": Case(T=12, S=20, H=16, Hv=16, mask=_mask(_some_length), dtype="bfloat16", lse=False),
     "float16, bias": Case(T=12, S=20, N=8, K=4, H=16, Hv=16, bias=(1, 8, 12, 20), dtype="float16", lse=False),
 }  # fmt: skip
 
 # Cases whose features an implementation lacks; a change of coverage is a change of this number.
-LACKING = {"reference": 0, "blockwise": 0, "cudnn": 58}
+LACKING = {"reference": 0, "blockwise": 0, "cudnn": 64}
 
 
 # --- implementations --------------------------------------------------------------------------------------------------
@@ -216,7 +232,7 @@ LACKING = {"reference": 0, "blockwise": 0, "cudnn": 58}
 @contextlib.contextmanager
 def small_blocks():
     """Blocks and parts of blockwise so small that every case has many of them."""
-    names = {"BLOCK": 8, "SCORES": 128, "SCORES_ON_CPU": 128, "DECODE_BLOCK": 16}
+    names = {"BLOCK": 8, "SCORES": 512, "SCORES_ON_CPU": 512, "DECODE_BLOCK": 16}
     before = {name: getattr(blockwise, name) for name in names}
     for name, value in names.items():
         setattr(blockwise, name, value)
@@ -242,12 +258,21 @@ class NotHere(Exception):
 # --- the judge --------------------------------------------------------------------------------------------------------
 
 
+FRAME = 3
+
+
+def framed(tree):
+    """Every array inside a larger one full of NaN."""
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, FRAME)] * x.ndim, constant_values=jnp.nan), tree)
+
+
+def cut(tree):
+    """The arrays out of their frames."""
+    return jax.tree.map(lambda x: x[tuple(slice(0, n - FRAME) for n in x.shape)], tree)
+
+
 def normal(rng, *shape, dtype="float32"):
-    """A normal array cut out of a larger one full of NaN, so that a read past the end shows."""
-    large = np.full([n + 3 for n in shape], np.nan)
-    inner = tuple(slice(0, n) for n in shape)
-    large[inner] = rng.normal(size=shape)
-    return jnp.asarray(large, dtype)[inner]
+    return jnp.asarray(rng.normal(size=shape), dtype)
 
 
 def inputs(c: Case, seed: int = 0):
@@ -260,7 +285,7 @@ def inputs(c: Case, seed: int = 0):
     elif c.bias is not None:
         arrays["bias"] = normal(rng, *c.bias, dtype=c.dtype)
     if c.sinks:
-        arrays["sinks_N"] = normal(rng, c.N)
+        arrays["sinks_N"] = normal(rng, c.N).at[0].set(-jnp.inf)
     cotangents = normal(rng, c.B, c.T, c.N, c.Hv, dtype=c.dtype), normal(rng, c.B, c.T, c.N)
     return arrays, c.mask(rng, c), cotangents
 
@@ -297,10 +322,14 @@ KEY = jax.random.key(7)
 
 
 def with_gradients(function, arrays, cotangents, lse: bool):
-    """{"out", "lse", "dq", ...} of a function of the arrays, jitted as one."""
+    """{"out", "lse", "dq", ...} of a function of the arrays, jitted as one.
+
+    The program gets its arrays inside larger ones full of NaN and cuts them out: a read past the end may meet the NaN.
+    """
 
     @jax.jit
     def run(arrays, cotangents):
+        arrays, cotangents = cut((arrays, cotangents))
         if not lse:
             out, pull = jax.vjp(function, arrays)
             return {"out": out}, pull(cotangents[0])[0]
@@ -308,7 +337,7 @@ def with_gradients(function, arrays, cotangents, lse: bool):
         dlse = jnp.where(jnp.isfinite(lse_BTN), cotangents[1], 0.0)
         return {"out": out, "lse": lse_BTN}, pull((cotangents[0], dlse))[0]
 
-    values, gradients = run(arrays, cotangents)
+    values, gradients = run(framed(arrays), framed(cotangents))
     names = {"q": "dq", "k": "dk", "v": "dv", "bias": "dbias", "sinks_N": "dsinks"}
     gradients = {names[name]: x.table_RN if isinstance(x, BucketBias) else x for name, x in gradients.items()}
     return {**values, **gradients}

@@ -60,6 +60,19 @@ def test_axes_are_told_apart():
         assert len(set(sizes)) == len(sizes), (name, sizes)
 
 
+def test_parts_of_every_kind_are_covered():
+    """Among the cases in small blocks: all in one part, several rows a part, a row a part, some heads a part."""
+    kinds = set()
+    with table.small_blocks():
+        for c in CASES.values():
+            plan = blockwise._plan(c.B, c.T, max(c.S, 1), c.K, c.N // c.K, blockwise.SCORES_ON_CPU)
+            if plan.heads < c.K:
+                kinds.add("one head" if plan.heads == 1 else "some heads")
+            else:
+                kinds.add("all" if plan.rows == c.B else "one row" if plan.rows == 1 else "some rows")
+    assert kinds == {"one head", "some heads", "all", "one row", "some rows"}, kinds
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_random_masks(data):
@@ -105,10 +118,7 @@ def lane_is_wrong(original):
 
 
 def heads_are_tiled(original):
-    def repeat(q, k, *rest):
-        return original(q, jnp.flip(k, 2), *rest)
-
-    return repeat
+    return lambda q, k, *rest: original(q, jnp.take(k, jnp.arange(q.shape[2]) % k.shape[2], axis=2), *rest)
 
 
 def earlier_output_is_not_shrunk(original):
@@ -123,11 +133,17 @@ def bias_is_lost_in_the_backward_pass(original):
     return lambda plan, g, bias, dbias, ds, i, j: dbias
 
 
-def delta_ignores_the_lse(original):
-    def part(plan, q, k, v, bias, mask, words, dout, lse, delta):
-        return original(plan, q, k, v, bias, mask, words, dout, lse, jnp.zeros_like(delta))
+def run_starts_a_group_late(original):
+    return lambda words, rate, b, n, q, first, count, axis: original(words, rate, b, n, q, first + 4, count, axis)
 
-    return part
+
+def gradient_of_the_lse_is_lost(original):
+    mutant = jax.custom_vjp(original.fun, nondiff_argnums=(0,))
+    mutant.defvjp(
+        blockwise._forward,
+        lambda plan, saved, cotangents: blockwise._backward(plan, saved, (cotangents[0], 0 * cotangents[1])),
+    )
+    return mutant
 
 
 MUTANTS = {
@@ -141,7 +157,8 @@ MUTANTS = {
         (blocks, "needed", last_key_block_is_skipped),
         (blocks, "visible", window_is_dropped),
         (blockwise, "_add_bias_gradient", bias_is_lost_in_the_backward_pass),
-        (blockwise, "_backward_part", delta_ignores_the_lse),
+        (blockwise, "_attend", gradient_of_the_lse_is_lost),
+        (dropout, "keep_run", run_starts_a_group_late),
     ],
 }
 CATCHERS = {
@@ -151,7 +168,8 @@ CATCHERS = {
     "weigh": "full",
     "needed": "full",
     "_add_bias_gradient": "bias",
-    "_backward_part": "full",
+    "_attend": "full",
+    "keep_run": "dropout",
 }
 # The same for a few queries against a cache, which blockwise reads by another path.
 DECODE_MUTANTS = [

@@ -105,14 +105,14 @@ def test_packing_neither_loses_nor_doubles_nor_crosses(docs, row_length):
         assert positions[0] == 0
 
 
-def test_c05_a_document_that_fills_its_row_and_one_of_length_one():
+def test_a_document_that_fills_its_row_and_one_of_length_one():
     rows = pack([[5, 6, 7], [8], [9, 9]], 4, END, np.uint16)
     assert rows["tokens"].tolist() == [[0, 5, 6, 7], [0, 8, 0, 9], [9, 0, 0, 0]]
     assert rows["targets"].tolist() == [[5, 6, 7, 0], [8, 0, 9, 9], [0, 0, 0, 0]]
     assert rows["segments"].tolist() == [[1, 1, 1, 1], [1, 1, 2, 2], [1, 0, 0, 0]]
 
 
-def test_c27_dtype_of_the_id_range():
+def test_dtype_of_the_id_range():
     for vocab, dtype in ((65536, np.uint16), (65537, np.uint32), (100_000, np.uint32)):
         assert token_dtype(vocab) == dtype
     ids = [65535, 65536, 70000]

@@ -1,4 +1,4 @@
-"""Sampling at its corners (C32), against a float64 oracle."""
+"""Sampling at its corners, against a float64 oracle."""
 
 import jax
 import jax.numpy as jnp

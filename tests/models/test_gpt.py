@@ -49,7 +49,7 @@ def test_no_logit_sees_a_later_token(name):
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
-def test_c05_packed_documents_are_separate(name, implementation):
+def test_packed_documents_are_separate(name, implementation):
     spec = dataclasses.replace(SPECS[name], attention=implementation)
     model, params = make(spec)
     first, second = tokens(1, 5, seed=1), tokens(1, 6, seed=2)
@@ -96,7 +96,7 @@ def test_cached_decoding_equals_the_whole_for_every_prefill(name):
         np.testing.assert_array_equal(cache.lengths_B, 12)
 
 
-def test_c15_dropout_masks_differ_by_layer_key_and_row_and_repeat_by_key():
+def test_dropout_masks_differ_by_layer_key_and_row_and_repeat_by_key():
     spec = dataclasses.replace(TINY, dropout=0.5, layers=3)
     model, params = make(spec)
     batch = {"tokens": jnp.broadcast_to(tokens(1, 12), (2, 12))}

@@ -10,7 +10,7 @@ from llm.nn.norm import Norm
 from llm.nn.position import rotary
 
 
-def test_c10_rotary_pairs_halves():
+def test_rotary_pairs_halves():
     x = jnp.array([1.0, 0, 0, 0]).reshape(1, 1, 1, 4)
     got = rotary(x, jnp.array([[1]]))[0, 0, 0]
     np.testing.assert_allclose(got, [0.5403023, 0, 0.8414710, 0], atol=1e-6)
@@ -36,7 +36,7 @@ def test_rotary_tells_far_positions_apart_in_bfloat16():
 
 
 @pytest.mark.parametrize("epsilon, value", [(1e-12, 0.99995), (1e-6, 0.0995), (1e-5, 0.0316)])
-def test_c13_layer_norm_epsilon(epsilon, value):
+def test_layer_norm_epsilon(epsilon, value):
     x = 1e-4 * jnp.array([[-1.0, 1, -1, 1]])
     norm = Norm("layer", epsilon)
     got = norm.apply(norm.init(jax.random.key(0), x), x)
@@ -53,7 +53,7 @@ def test_rms_norm_has_no_mean_and_float32_statistics():
     np.testing.assert_allclose(norm.apply(norm.init(jax.random.key(0), half), half), 1.0, rtol=1e-3)
 
 
-def test_c13_activations():
+def test_activations():
     at_one = {"gelu": 0.841345, "gelu_tanh": 0.841192, "relu": 1.0, "relu2": 1.0, "silu": 0.731059}
     assert set(at_one) == set(ACTIVATIONS)
     for name, value in at_one.items():

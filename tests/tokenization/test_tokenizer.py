@@ -1,4 +1,4 @@
-"""Byte-level tokenizers: round trips, streaming, special text, determinism (C27)."""
+"""Byte-level tokenizers: round trips, streaming, special text, determinism."""
 
 import pytest
 from hypothesis import given, settings

@@ -154,7 +154,7 @@ def test_killed_between_the_last_checkpoint_and_the_summary(finished_run, corpus
     assert_same_run(workdir, finished_run)
 
 
-def test_c23_half_written_checkpoints_are_skipped_by_name_and_kept(partly, finished_run, corpus):
+def test_half_written_checkpoints_are_skipped_by_name_and_kept(partly, finished_run, corpus):
     good = partly / "checkpoints" / "20"
     damaged = {
         21: "no manifest.json", 22: "bytes instead of", 23: "is missing", 24: "checksum", 25: "no manifest.json",

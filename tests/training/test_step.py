@@ -110,7 +110,7 @@ def test_one_step_is_adam_on_the_weighted_mean():
     assert metrics["weight"] == batch["weights"].sum() and metrics["learning_rate"] == np.float32(0.1)
 
 
-def test_c16_micro_batches_of_unlike_weight():
+def test_micro_batches_of_unlike_weight():
     """10 tokens of mean loss 4 and 100 of mean loss 1 make 140/110, not 2.5; an empty part adds nothing."""
     opt = optimizer.build(SPEC, 100)
 
@@ -125,7 +125,7 @@ def test_c16_micro_batches_of_unlike_weight():
 
 
 @pytest.mark.parametrize("microbatches", [2, 4, 8])
-def test_c16_micro_batches_change_nothing(microbatches):
+def test_micro_batches_change_nothing(microbatches):
     spec = dataclasses.replace(SPEC, clip_norm=0.5)
     opt = optimizer.build(spec, 100)
     results = []
@@ -146,7 +146,7 @@ def test_a_batch_that_is_all_padding_changes_no_parameter():
     np.testing.assert_array_equal(after.params["stack"]["layers"]["mlp"]["up"]["kernel"], [1.0, -2.0])
 
 
-def test_c22_clipping():
+def test_clipping():
     clip = jax.jit(lambda g, n: optimizer.clip_by_norm(g, optax.tree.norm(g), n))
     np.testing.assert_array_equal(clip({"a": jnp.zeros(2)}, 0.0)["a"], 0)
     np.testing.assert_array_equal(clip({"a": jnp.ones(2)}, 0.0)["a"], 0)
@@ -155,7 +155,7 @@ def test_c22_clipping():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e25])
-def test_c22_a_step_without_a_finite_gradient_changes_only_the_counters(bad):
+def test_a_step_without_a_finite_gradient_changes_only_the_counters(bad):
     spec = dataclasses.replace(SPEC, warmup_steps=4, clip_norm=1.0)
     opt = optimizer.build(spec, 100)
     step = small_step(opt, spec)
@@ -176,7 +176,7 @@ def test_c22_a_step_without_a_finite_gradient_changes_only_the_counters(bad):
 # --- schedule, decay, sharding ----------------------------------------------------------------------------------------
 
 
-def test_c20_schedule_at_its_corners():
+def test_schedule_at_its_corners():
     spec = OptimizerSpec(learning_rate=1.0, warmup_steps=100, final_fraction=0.0)
     rate = optimizer.schedule(spec, 1000)
     np.testing.assert_allclose([rate(n) for n in (0, 50, 100, 550, 1000, 5000)], [0, 0.5, 1, 0.5, 0, 0], atol=1e-6)
@@ -188,7 +188,7 @@ def test_c20_schedule_at_its_corners():
             optimizer.schedule(dataclasses.replace(spec, warmup_steps=warmup), 1000)
 
 
-def test_c20_the_schedule_counts_updates_not_micro_batches():
+def test_the_schedule_counts_updates_not_micro_batches():
     spec = dataclasses.replace(SPEC, warmup_steps=10)
     opt = optimizer.build(spec, 100)
     s, step = small_state(opt), small_step(opt, spec, microbatches=4)
@@ -251,7 +251,7 @@ def test_the_state_is_donated():
 # --- keys and weights -------------------------------------------------------------------------------------------------
 
 
-def test_c15_every_step_and_micro_batch_has_its_own_dropout_key():
+def test_every_step_and_micro_batch_has_its_own_dropout_key():
     opt = optimizer.build(SPEC, 100)
 
     def draw(params, batch, key):
@@ -269,7 +269,7 @@ def test_c15_every_step_and_micro_batch_has_its_own_dropout_key():
 
 
 @pytest.mark.parametrize("chunk", [None, 8])
-def test_c17_padding_counts_neither_in_the_loss_nor_in_the_gradient(chunk):
+def test_padding_counts_neither_in_the_loss_nor_in_the_gradient(chunk):
     m = model()
     params = state.create(m, optimizer.build(SPEC, 10), 0, sharding.make_mesh(MeshSpec())).params
     loss = losses.next_token(m, chunk)
