@@ -107,6 +107,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         code = _complain(str(stopped), STOPPED)
     except RunFailed as error:
         code = _complain(str(error), FAILED)
+    except NotImplementedError as error:
+        if not str(error).startswith("attention: "):
+            raise
+        code = _complain(f"{error}; model.attention='auto' takes one that can", WRONG_INPUT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED

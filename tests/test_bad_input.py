@@ -23,6 +23,8 @@ QUICK = "--config=experiments/quickstart.py:smoke"
         (["extra"], ["unknown argument 'extra'"]),
         (["--config.model.heads=3"], ["model.heads=3 does not divide model.width=64"]),
         (["--config.model.vocab_size=100"], ["model.vocab_size=100 is smaller than the tokenizer's 512"]),
+        (["--config.model.attention=flash"], ["model.attention='flash'", "blockwise"]),
+        (["--config.model.attention=cudnn"], ["attention: cudnn", "model.attention='auto'"]),
         (["--config.mesh.data=3"], ["data=3", "does not fit 1 devices"]),
         (["--config.training.batch_size=3", "--config.mesh.cpu_devices=2"], ["batch_size=3 is not a multiple"]),
         (["--config.data.holdout=emmma"], ["data.holdout names 'emmma'", "emma"]),

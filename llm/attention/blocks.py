@@ -16,7 +16,14 @@ from llm.attention.mask import Mask, visible
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The static part of a call: B, T, S, K and G = N // K, how it is cut, and its settings."""
+    """The static part of a call.
+
+    Attributes:
+        batch, queries, keys, key_heads, group: B, T, S, K and G = N // K of the whole call.
+        rows, heads: batch rows and key heads of a part.
+        q_block, k_block: queries and keys of a block.
+        scale, softcap, dropout_rate, precision: as in `attention`.
+    """
 
     batch: int
     queries: int
@@ -41,6 +48,7 @@ class Plan:
         return -(-self.keys // self.k_block)
 
     def product(self, subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+        """An einsum in the call's precision, summed in float32."""
         return jnp.einsum(subscripts, a, b, precision=self.precision, preferred_element_type=jnp.float32)
 
 

@@ -180,19 +180,19 @@ def _forward(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
         k_block = min(DECODE_BLOCK, plan.keys)
         whole = dataclasses.replace(plan, rows=1, heads=plan.key_heads, q_block=plan.queries, k_block=k_block)
         out_BTNH, lse_BTN = decode(whole, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask)
-        out_BTNH = out_BTNH.astype(q_BTNH.dtype)
-        return (out_BTNH, lse_BTN), (*residuals, out_BTNH, lse_BTN)
+        return (out_BTNH.astype(q_BTNH.dtype), lse_BTN), (*residuals, out_BTNH, lse_BTN)
     rows = q_BTNH.shape[:3]
-    out_BTNH, lse_BTN = jnp.zeros((*rows, v_BSKH.shape[3]), q_BTNH.dtype), jnp.zeros(rows, jnp.float32)
+    out_BTNH, lse_BTN = jnp.zeros((*rows, v_BSKH.shape[3]), jnp.float32), jnp.zeros(rows, jnp.float32)
 
     def body(part: _Part, carry):
         q, k, v = (part.of(x, 0, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
         sinks = None if sinks_N is None else part.of(sinks_N, None, 0)
         out, lse = _forward_part(plan, q, k, v, part.of_bias(bias), sinks, part.of_mask(mask), part.words(words))
-        return part.put(carry[0], out.astype(q_BTNH.dtype), 0, 2), part.put(carry[1], lse, 0, 2)
+        return part.put(carry[0], out, 0, 2), part.put(carry[1], lse, 0, 2)
 
     out_BTNH, lse_BTN = _over_parts(plan, body, (out_BTNH, lse_BTN))
-    return (out_BTNH, lse_BTN), (*residuals, out_BTNH, lse_BTN)
+    # The backward pass subtracts dout . out: of an output rounded to half precision it would lose most of a small dq.
+    return (out_BTNH.astype(q_BTNH.dtype), lse_BTN), (*residuals, out_BTNH, lse_BTN)
 
 
 def _decodes(plan: Plan) -> bool:
@@ -233,7 +233,7 @@ def _backward(plan, residuals, cotangents):
     q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, out_BTNH, lse_BTN = residuals
     dout_BTNH, dlse_BTN = cotangents
     # Every score of a row gets p * (dp - sum(p dp)); the sum is dout . out, and the gradient of lse adds p * dlse.
-    delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1) - dlse_BTN
+    delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH, -1) - dlse_BTN
     # With an lse of +inf the weights exp(s - lse) of rows without a key, and of padding, are exactly zero.
     stop_BTN = jnp.where(jnp.isfinite(lse_BTN), lse_BTN, jnp.inf)
 

@@ -1,4 +1,4 @@
-"""The definition: attention with the whole score matrix in float32, as its definition reads."""
+"""Attention as its definition reads, with the whole matrix of scores in float32."""
 
 import jax
 import jax.numpy as jnp

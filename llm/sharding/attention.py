@@ -19,7 +19,7 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, **argumen
     The loops of an implementation then run over what a device holds: left to the partitioner, every step of a loop
     over the rows of a split array would gather it.
 
-    Takes and returns what `llm.attention.attention` does.
+    Takes, returns and raises what `llm.attention.attention` does; shapes are those of the whole arrays.
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = {name: size for name, size in mesh.shape.items() if size > 1 and name not in mesh.manual_axes}
