@@ -13,15 +13,23 @@ from llm.attention.blockwise import blockwise
 from llm.attention.cudnn import cudnn
 from llm.attention.cudnn import why_not_here as _cudnn_not_here
 from llm.attention.mask import Mask
+from llm.attention.mosaic_tpu import mosaic_tpu
+from llm.attention.mosaic_tpu import why_not_here as _mosaic_tpu_not_here
 from llm.attention.reference import reference
 
-IMPLEMENTATIONS: dict[str, Callable] = {"reference": reference, "blockwise": blockwise, "cudnn": cudnn}
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "reference": reference,
+    "blockwise": blockwise,
+    "cudnn": cudnn,
+    "mosaic_tpu": mosaic_tpu,
+}
 WITHOUT_LSE = {"cudnn"}
 
 
 def why_not_here(implementation: str) -> str | None:
     """Why an implementation cannot run on the devices of this process, or None when it can."""
-    return _cudnn_not_here() if implementation == "cudnn" else None
+    reasons = {"cudnn": _cudnn_not_here, "mosaic_tpu": _mosaic_tpu_not_here}
+    return reasons[implementation]() if implementation in reasons else None
 
 
 def attention(

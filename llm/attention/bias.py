@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def relative_position_bucket(
@@ -52,3 +53,26 @@ class BucketBias:
             max_distance=self.max_distance,
         )
         return jnp.moveaxis(self.table_RN.astype(jnp.float32)[bucket], -1, 1)
+
+    def intervals(self) -> np.ndarray:
+        """The relative positions of every bucket as closed intervals, int32 of shape (R, 2), empty where low > high.
+
+        A kernel looks a tile up by one comparison a bucket, and leaves out the buckets that the tile cannot meet.
+        """
+        reach, far = self.max_distance + 1, 2**30
+        relative = np.arange(-reach, reach + 1)
+        with jax.ensure_compile_time_eval():
+            bucket = np.asarray(
+                relative_position_bucket(
+                    jnp.asarray(relative),
+                    bidirectional=self.bidirectional,
+                    buckets=self.table_RN.shape[0],
+                    max_distance=self.max_distance,
+                )
+            )
+        # Beyond max_distance on either side the bucket stays what it is at the end.
+        relative[0], relative[-1] = -far, far
+        result = np.array([[1, 0]] * self.table_RN.shape[0], np.int32)
+        for r in np.unique(bucket):
+            result[r] = relative[bucket == r].min(), relative[bucket == r].max()
+        return result

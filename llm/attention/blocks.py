@@ -131,6 +131,36 @@ def needed(plan: Plan, g: Geometry) -> jax.Array:
     return result
 
 
+def whole(plan: Plan, g: Geometry) -> jax.Array:
+    """Bool of shape (query blocks, key blocks, rows or 1): where everything is visible, so that no mask is applied.
+
+    Keys beyond the end count as hidden, queries beyond it as their neighbours; a dense mask leaves no pair whole.
+    """
+    q_low, q_high = g.q_positions.min(-1)[:, None], g.q_positions.max(-1)[:, None]
+    k_low, k_high = g.k_positions.min(-1)[None], g.k_positions.max(-1)[None]
+    result = ((jnp.arange(plan.k_blocks) + 1) * plan.k_block <= plan.keys)[None, :, None]
+    result &= jnp.full((plan.q_blocks, 1, 1), g.mask.dense_BNTS is None)
+    if g.mask.causal:
+        before = k_high <= q_low
+        if g.mask.prefix_lengths_B is not None:
+            before |= k_high < g.mask.prefix_lengths_B
+        result &= before
+    if g.mask.window is not None:
+        left, right = g.mask.window
+        if left is not None:
+            result &= k_low >= q_high - left
+        if right is not None:
+            result &= k_high <= q_low + right
+    if g.mask.kv_lengths_B is not None:
+        result &= k_high < g.mask.kv_lengths_B
+    if g.q_segments is not None and g.k_segments is not None:
+        first = g.q_segments[..., :1]
+        same_q = ((g.q_segments == first) & (first != 0)).all(-1)[:, None]
+        same_k = (g.k_segments == g.k_segments[..., :1]).all(-1)[None]
+        result &= same_q & same_k & (first[:, None, :, 0] == g.k_segments[None, :, :, 0])
+    return result
+
+
 def listed(flags: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The indices of the true entries of a matrix, (entries, 2) with the true ones first and in order; their count."""
     order = jnp.argsort(~flags.reshape(-1), stable=True).astype(jnp.int32)
@@ -178,7 +208,7 @@ def finish_scores(plan: Plan, products, bias, seen) -> tuple[jax.Array, jax.Arra
     capped = s
     if bias is not None:
         s = s + bias
-    return jnp.where(seen, s, -jnp.inf), capped
+    return s if seen is None else jnp.where(seen, s, -jnp.inf), capped
 
 
 def kept_block(plan: Plan, g: Geometry, words, i, j, axis: int) -> jax.Array:
@@ -198,24 +228,65 @@ def kept_block(plan: Plan, g: Geometry, words, i, j, axis: int) -> jax.Array:
 # --- the running softmax ----------------------------------------------------------------------------------------------
 
 
-def weigh(s: jax.Array, top: jax.Array, total: jax.Array):
-    """One step of the running softmax over the last axis of s: (weights, factor on what came before, top, total)."""
-    new_top = jnp.maximum(top, s.max(-1))
+def weigh(s, top, total, across=lambda x: x[..., None], axis: int = -1, keepdims: bool = False):
+    """One step of the running softmax over `axis`, keys, of s: (weights, factor on what came before, top, total).
+
+    `across` spreads a value a query over the scores of it; with `keepdims` such values keep an axis of 1 for the keys.
+    """
+    new_top = jnp.maximum(top, s.max(axis, keepdims=keepdims))
     # Until a row has seen a key its maximum is -inf; 0 in its place keeps -inf minus -inf out of the exponentials.
-    base = jnp.where(jnp.isfinite(new_top), new_top, 0.0)
-    p = jnp.exp(s - base[..., None])
+    base = jnp.where(new_top == -jnp.inf, 0.0, new_top)
+    p = jnp.exp(s - across(base))
     shrink = jnp.exp(top - base)
-    return p, shrink, new_top, total * shrink + p.sum(-1)
+    return p, shrink, new_top, total * shrink + p.sum(axis, keepdims=keepdims)
 
 
-def normalise(out: jax.Array, top: jax.Array, total: jax.Array, sinks: jax.Array | None):
-    """The output and the log-sum-exp at the end of the running softmax; `sinks` broadcast to `top`."""
-    if sinks is not None:
-        sinks = sinks.astype(jnp.float32)
-        new_top = jnp.maximum(top, sinks)
-        base = jnp.where(jnp.isfinite(new_top), new_top, 0.0)  # a sink of -inf is none
-        shrink = jnp.exp(top - base)
-        out, total, top = out * shrink[..., None], total * shrink + jnp.exp(sinks - base), base
+def normalise(out, top, total, across=lambda x: x[..., None]):
+    """The output and the log-sum-exp at the end of the running softmax."""
     empty = total == 0
     safe = jnp.where(empty, 1.0, total)
-    return out / safe[..., None], jnp.where(empty, -jnp.inf, top + jnp.log(safe))
+    return out / across(safe), jnp.where(empty, -jnp.inf, top + jnp.log(safe))
+
+
+def with_sinks(out: jax.Array, lse: jax.Array, sinks: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp when `sinks`, which broadcast to lse, take part in the softmax; out has one axis more."""
+    if sinks is None:
+        return out, lse
+    sinks = sinks.astype(jnp.float32)
+    top = jnp.maximum(lse, sinks)
+    base = jnp.where(jnp.isfinite(top), top, 0.0)  # a sink of -inf is none
+    mine = jnp.exp(lse - base)
+    total = mine + jnp.exp(sinks - base)
+    empty = total == 0
+    safe = jnp.where(empty, 1.0, total)
+    return out * (mine / safe)[..., None], jnp.where(empty, -jnp.inf, base + jnp.log(safe))
+
+
+# --- what all backward passes share -----------------------------------------------------------------------------------
+
+
+def row_terms(out_BTNH, lse_BTN, dout_BTNH, dlse_BTN) -> tuple[jax.Array, jax.Array]:
+    """(stop_BTN, delta_BTN): a score's weight is exp(s - stop), and its gradient weight * (dp - delta).
+
+    `out_BTNH` is float32: of an output rounded to half precision the difference would lose most of a small dq.
+    """
+    # The sum of weight * dp over a row is dout . out; the gradient of lse adds weight * dlse.
+    delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH, -1) - dlse_BTN
+    # With an lse of +inf the weights exp(s - lse) of rows without a key, and of padding, are exactly zero.
+    return jnp.where(jnp.isfinite(lse_BTN), lse_BTN, jnp.inf), delta_BTN
+
+
+def sinks_gradient(sinks_N, stop_BTN, delta_BTN) -> jax.Array | None:
+    """A sink carries no value, so its dp is 0."""
+    if sinks_N is None:
+        return None
+    share = jnp.exp(sinks_N.astype(jnp.float32) - stop_BTN)
+    return -jnp.sum(share * delta_BTN, (0, 1)).astype(sinks_N.dtype)
+
+
+def nothing(q_BTNH, v_BSKH, sinks_N) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp of a call without a single key, query or row."""
+    B, T, N, _ = q_BTNH.shape
+    lse = jnp.full((B, T, N), -jnp.inf)
+    out = jnp.zeros((B, T, N, v_BSKH.shape[3]), q_BTNH.dtype)
+    return out, lse if sinks_N is None else jnp.broadcast_to(sinks_N.astype(jnp.float32), lse.shape)

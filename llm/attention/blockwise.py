@@ -37,9 +37,7 @@ def blockwise(
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     if 0 in (B, T, S, N):
-        out = jnp.zeros((B, T, N, v_BSKH.shape[3]), q_BTNH.dtype)
-        lse = jnp.full((B, T, N), -jnp.inf)
-        return out, lse if sinks_N is None else jnp.broadcast_to(sinks_N.astype(jnp.float32), lse.shape)
+        return blocks.nothing(q_BTNH, v_BSKH, sinks_N)
     settings = dict(
         scale=H**-0.5 if scale is None else scale, softcap=softcap, dropout_rate=dropout_rate, precision=precision
     )
@@ -191,7 +189,6 @@ def _forward(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
         return part.put(carry[0], out, 0, 2), part.put(carry[1], lse, 0, 2)
 
     out_BTNH, lse_BTN = _over_parts(plan, body, (out_BTNH, lse_BTN))
-    # The backward pass subtracts dout . out: of an output rounded to half precision it would lose most of a small dq.
     return (out_BTNH.astype(q_BTNH.dtype), lse_BTN), (*residuals, out_BTNH, lse_BTN)
 
 
@@ -222,7 +219,7 @@ def _forward_part(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
     empty = jnp.zeros((*rows, v.shape[-1])), jnp.full(rows, -jnp.inf), jnp.zeros(rows)
     out, top, total = _over_pairs(plan, g, body, empty)
     sinks = None if sinks_N is None else sinks_N.reshape(1, 1, plan.heads, plan.group, 1)
-    out, lse = blocks.normalise(out, top, total, sinks)
+    out, lse = blocks.with_sinks(*blocks.normalise(out, top, total), sinks)
     return _from_q_blocks(plan, out), _from_q_blocks(plan, lse[..., None])[..., 0]
 
 
@@ -232,10 +229,7 @@ def _forward_part(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
 def _backward(plan, residuals, cotangents):
     q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, out_BTNH, lse_BTN = residuals
     dout_BTNH, dlse_BTN = cotangents
-    # Every score of a row gets p * (dp - sum(p dp)); the sum is dout . out, and the gradient of lse adds p * dlse.
-    delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH, -1) - dlse_BTN
-    # With an lse of +inf the weights exp(s - lse) of rows without a key, and of padding, are exactly zero.
-    stop_BTN = jnp.where(jnp.isfinite(lse_BTN), lse_BTN, jnp.inf)
+    stop_BTN, delta_BTN = blocks.row_terms(out_BTNH, lse_BTN, dout_BTNH, dlse_BTN)
 
     def body(part: _Part, carry):
         dq, dk, dv, dbias = carry
@@ -251,11 +245,7 @@ def _backward(plan, residuals, cotangents):
     dbias = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), bias)
     dq_BTNH, dk_BSKH, dv_BSKH, dbias = _over_parts(plan, body, (*zeros, dbias))
     dbias = jax.tree.map(lambda d, x: d.astype(x.dtype), dbias, bias)
-    dsinks = None
-    if sinks_N is not None:
-        # A sink carries no value, so its dp is 0.
-        share = jnp.exp(sinks_N.astype(jnp.float32) - stop_BTN)
-        dsinks = -jnp.sum(share * delta_BTN, (0, 1)).astype(sinks_N.dtype)
+    dsinks = blocks.sinks_gradient(sinks_N, stop_BTN, delta_BTN)
     return dq_BTNH, dk_BSKH, dv_BSKH, dbias, dsinks, None, None
 
 

@@ -75,5 +75,5 @@ def decode(plan: Plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask: Mask) -> tup
     empty = jnp.zeros((*rows, v_BSKH.shape[3])), jnp.full(rows, -jnp.inf), jnp.zeros(rows)
     out, top, total = jax.lax.fori_loop(0, count, body, empty)
     sinks = None if sinks_N is None else sinks_N.reshape(1, K, G, 1)
-    out, lse = blocks.normalise(out, top, total, sinks)
+    out, lse = blocks.with_sinks(*blocks.normalise(out, top, total), sinks)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1), lse.transpose(0, 3, 1, 2).reshape(B, T, N)

@@ -112,21 +112,32 @@ def visible(
     of queries can meet a block of keys.
     """
     q, kv = q_positions_BT[:, :, None], kv_positions_BS[:, None, :]
-    result = jnp.ones((1, q.shape[1], kv.shape[2]), bool)
+    per_row = [None if x is None else x[:, None, None] for x in (mask.kv_lengths_B, mask.prefix_lengths_B)]
+    segments = None, None
+    if q_segments_BT is not None and kv_segments_BS is not None:
+        segments = q_segments_BT[:, :, None], kv_segments_BS[:, None, :]
+    seen = rule(mask, q, kv, *segments, *per_row)
+    everything = jnp.ones((1, q.shape[1], kv.shape[2]), bool)
+    return everything if seen is None else everything & seen
+
+
+def rule(mask: Mask, q, kv, q_segments, kv_segments, length, prefix) -> jax.Array | None:
+    """The rule of `Mask` without its dense part on positions, segments, lengths and prefixes that broadcast.
+
+    Elementwise, so that a kernel can apply it to a tile of any layout. None stands for what was not given, and is
+    the result where nothing hides anything. Only the static fields of `mask` are read.
+    """
+    conditions = []
     if mask.causal:
         before = kv <= q
-        if mask.prefix_lengths_B is not None:
-            before |= kv < mask.prefix_lengths_B[:, None, None]
-        result &= before
-    if mask.window is not None:
-        left, right = mask.window
-        if left is not None:
-            result &= kv >= q - left
-        if right is not None:
-            result &= kv <= q + right
-    if mask.kv_lengths_B is not None:
-        result &= kv < mask.kv_lengths_B[:, None, None]
-    if q_segments_BT is not None and kv_segments_BS is not None:
-        q_segments, kv_segments = q_segments_BT[:, :, None], kv_segments_BS[:, None, :]
-        result &= (q_segments == kv_segments) & (q_segments != 0)
-    return result
+        conditions.append(before if prefix is None else before | (kv < prefix))
+    left, right = mask.window or (None, None)
+    if left is not None:
+        conditions.append(kv >= q - left)
+    if right is not None:
+        conditions.append(kv <= q + right)
+    if length is not None:
+        conditions.append(kv < length)
+    if q_segments is not None and kv_segments is not None:
+        conditions += [q_segments == kv_segments, q_segments != 0]
+    return functools.reduce(jnp.logical_and, conditions) if conditions else None

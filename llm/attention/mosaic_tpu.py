@@ -1,0 +1,208 @@
+"""Attention as Pallas kernels for TPU, forward and backward, with every feature of `attention`.
+
+Scores are tiles of (keys, queries): what belongs to a query, the running maximum and sum among it, is then a row over
+the lanes, maxima and sums over keys are elementwise over registers, and the log-sum-exp is stored as it lies. A grid
+step is one pair of blocks out of a list made beforehand, so that blocks in which nothing is visible cost neither a
+step nor a copy; a pair in which everything is visible skips the mask.
+
+Sources: Dao et al. 2022 (FlashAttention); the backward pass is fused: dk and dv of a key head stay on the chip while
+the queries of its group go by. The backward kernels are in `mosaic_tpu_backward`, the tile that they share with the
+forward one in `mosaic_tpu_tile`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from llm.attention import block_sizes, blocks
+from llm.attention import mosaic_tpu_backward as backward
+from llm.attention.bias import BucketBias
+from llm.attention.blocks import Plan
+from llm.attention.mosaic_tpu_tile import LANES, Call, Tile, operands, rows_of, steps, tall, wide
+from llm.attention.target import target
+
+# The most queries of a call whose query heads are folded into rows of one block, so that a cache is read once a group.
+DECODE_QUERIES = 8
+
+
+def why_not_here() -> str | None:
+    """Why the kernel cannot run on the device compiled for, or None when it can."""
+    here = target()
+    if here.platform == "tpu" or here.interpret:
+        return None
+    return f"needs a TPU, the platform here is {here.platform}"
+
+
+def mosaic_tpu(
+    q_BTNH, k_BSKH, v_BSKH, *, mask, bias, scale, softcap, sinks_N, dropout_rate, dropout_words, precision
+) -> tuple[jax.Array, jax.Array]:
+    """Attention by our TPU kernels. Returns out_BTNH in the dtype of q and the log-sum-exp lse_BTN in float32.
+
+    Raises:
+        NotImplementedError: float16, which TPUs do not have, or a platform that is no TPU.
+    """
+    dtypes = {x.dtype for x in (q_BTNH, k_BSKH, v_BSKH)}
+    lacking = None
+    if not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
+        lacking = f"takes float32 and bfloat16, got {', '.join(sorted(str(d) for d in dtypes))}"
+    if lacking := lacking or why_not_here():
+        raise NotImplementedError(f"attention: mosaic_tpu {lacking}")
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    if 0 in (B, T, S, N):
+        return blocks.nothing(q_BTNH, v_BSKH, sinks_N)
+    whole = Plan(
+        B, T, S, K, N // K, rows=B, heads=K, q_block=T, k_block=S, scale=H**-0.5 if scale is None else scale,
+        softcap=softcap, dropout_rate=dropout_rate, precision=precision,
+    )  # fmt: skip
+    widest = tall(max(H, v_BSKH.shape[3]), LANES)
+    here = target()
+    sizes = {which: block_sizes.of_tpu(here.kind, which, widest, q_BTNH.dtype) for which in ("forward", "backward")}
+    call = Call(*(_fitted(whole, sizes[which]) for which in ("forward", "backward")), here.interpret)
+    return _attend(call, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, dropout_words)
+
+
+def _fitted(plan: Plan, sizes: block_sizes.Blocks) -> Plan:
+    """The plan with blocks no longer than the call, in whole registers."""
+    q_block, k_block = min(sizes.q_block, tall(plan.queries, LANES)), min(sizes.k_block, tall(plan.keys, LANES))
+    return dataclasses.replace(plan, q_block=q_block, k_block=k_block)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(call: Call, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
+    dtype = q_BTNH.dtype if sinks_N is None else jnp.float32
+    out, lse = _forward(call, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dtype)
+    out, lse = blocks.with_sinks(out, lse, sinks_N)
+    return out.astype(q_BTNH.dtype), lse
+
+
+def _attend_forward(call: Call, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
+    out, lse = _forward(call, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, jnp.float32)
+    out, lse = blocks.with_sinks(out, lse, sinks_N)
+    return (out.astype(q_BTNH.dtype), lse), (q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, out, lse)
+
+
+def _attend_backward(call: Call, residuals, cotangents):
+    q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, out, lse = residuals
+    dout, dlse = cotangents
+    stop, delta = blocks.row_terms(out, lse, dout, dlse)
+    dq, dk, dv, dbias = backward.gradients(call, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dout, stop, delta)
+    return dq, dk, dv, dbias, blocks.sinks_gradient(sinks_N, stop, delta), None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+# --- forward ----------------------------------------------------------------------------------------------------------
+
+
+def _forward(call: Call, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dtype) -> tuple[jax.Array, jax.Array]:
+    """out_BTNH in `dtype` and lse_BTN, without sinks."""
+    plan = call.forward
+    B, T, N, _ = q_BTNH.shape
+    width = v_BSKH.shape[3]
+    K, G = plan.key_heads, plan.group
+    folds = T <= DECODE_QUERIES and G > 1 and plan.dropout_rate == 0 and not isinstance(bias, BucketBias)
+    if folds:
+        q_BTNH, bias, mask = fold(plan, q_BTNH, bias, mask)
+        plan = _fitted(
+            dataclasses.replace(plan, queries=G * T, group=1), block_sizes.Blocks(tall(G * T, LANES), plan.k_block)
+        )
+    given = operands(plan, mask, bias, words, major="q", at=lambda b, n, p: (b, n, p))
+    q, k, v = (
+        wide(x, block) for x, block in ((q_BTNH, plan.q_block), (k_BSKH, plan.k_block), (v_BSKH, plan.k_block))
+    )
+    q_width, v_width = q.shape[2] // q_BTNH.shape[2], v.shape[2] // K
+    heads, padded = q_BTNH.shape[2], q.shape[1]
+    given.add("q", q, (None, plan.q_block, q_width), lambda w: (w.b, w.i, w.n))
+    given.add("k", k, (None, plan.k_block, q_width), lambda w: (w.b, w.j, w.n // plan.group))
+    given.add("v", v, (None, plan.k_block, v_width), lambda w: (w.b, w.j, w.n // plan.group))
+
+    def kernel(*refs):
+        tile = Tile(plan, mask, bias, given.named(refs), pl.program_id(0), pl.program_id(1), pl.program_id(2))
+        out, lse, acc, top, total = refs[given.inputs :][:5]
+
+        @pl.when(tile.first)
+        def _():
+            acc[...] = jnp.zeros_like(acc)
+            top[...] = jnp.full_like(top, -jnp.inf)
+            total[...] = jnp.zeros_like(total)
+
+        def step(masked: bool):
+            s, _ = tile.scores(masked)
+            p, shrink, top[...], total[...] = blocks.weigh(
+                s, top[...], total[...], across=lambda x: x, axis=0, keepdims=True
+            )
+            if plan.dropout_rate > 0:
+                p = jnp.where(tile.kept(), p / (1 - plan.dropout_rate), 0.0)
+            v_kH = tile.refs["v"][...]
+            acc[...] = acc[...] * shrink + tile.product(v_kH, p.astype(v_kH.dtype), (0, 0))
+
+        steps(tile, step)
+
+        @pl.when(tile.last)
+        def _():
+            values, lse[...] = blocks.normalise(acc[...], top[...], total[...], across=lambda x: x)
+            out[...] = values.T.astype(out.dtype)
+
+    where = given.where
+    out, lse = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=given.prefetched,
+            grid=(B, heads, given.steps),
+            in_specs=given.specs,
+            out_specs=[
+                pl.BlockSpec((None, plan.q_block, v_width), where(lambda w: (w.b, w.i, w.n))),
+                pl.BlockSpec((None, None, 1, plan.q_block), where(lambda w: (w.b, w.n, 0, w.i))),
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((v_width, plan.q_block), jnp.float32),
+                pltpu.VMEM((1, plan.q_block), jnp.float32),
+                pltpu.VMEM((1, plan.q_block), jnp.float32),
+                *given.scratch,
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((B, padded, heads * v_width), dtype),
+            jax.ShapeDtypeStruct((B, heads, 1, padded), jnp.float32),
+        ],
+        compiler_params=call.compiler_params(free=2),
+        interpret=call.interpret,
+        name="attention_forward",
+    )(*given.arrays)
+    out = out.reshape(B, padded, heads, v_width)[:, : plan.queries, :, :width]
+    lse = rows_of(lse)[:, : plan.queries]
+    if folds:
+        out = out.reshape(B, G, T, K, width).transpose(0, 2, 3, 1, 4).reshape(B, T, N, width)
+        lse = lse.reshape(B, G, T, K).transpose(0, 2, 3, 1).reshape(B, T, N)
+    return out, lse
+
+
+def fold(plan: Plan, q_BTNH, bias, mask):
+    """The query heads of a group as rows: q of (B, G T, K, H), and what the mask and an array bias say of each row."""
+    B, T, _, H = q_BTNH.shape
+    K, G = plan.key_heads, plan.group
+    q = q_BTNH.reshape(B, T, K, G, H).transpose(0, 3, 1, 2, 4).reshape(B, G * T, K, H)
+
+    def of_scores(x):
+        """(B or 1, N or 1, T or 1, S or 1) -> (.., K or 1, G T or 1, S or 1)."""
+        if x is None or x.shape[1:3] == (1, 1):
+            return x
+        b, n, t, s = x.shape
+        x = jnp.broadcast_to(x.reshape(b, -1, 1 if n == 1 else G, t, s), (b, 1 if n == 1 else K, G, T, s))
+        return x.reshape(b, -1, G * T, s)
+
+    def of_queries(x):
+        return None if x is None else jnp.tile(x, (1, G))
+
+    positions, _ = mask.positions(plan.queries, plan.keys)
+    mask = dataclasses.replace(
+        mask, q_positions_BT=of_queries(positions), q_segments_BT=of_queries(mask.q_segments_BT),
+        dense_BNTS=of_scores(mask.dense_BNTS),
+    )  # fmt: skip
+    return q, of_scores(bias), mask
