@@ -46,10 +46,16 @@ def moved(words: jax.Array, rows: int | jax.Array, heads: int | jax.Array) -> ja
     return words + jnp.stack([jnp.asarray(x).astype(jnp.uint32) for x in (0, 0, rows, heads)])
 
 
-def _bits(words, batch, head, q_position, kv_position_div_4) -> tuple[jax.Array, ...]:
+def bits(words, batch, head, q_position, kv_position_div_4) -> tuple[jax.Array, ...]:
+    """The four words of each counter, of key positions 4 kv_position_div_4 .. + 3; the index arrays broadcast."""
     counter = (batch + words[2], head + words[3], q_position, kv_position_div_4)
     counter = tuple(x.astype(jnp.uint32) for x in jnp.broadcast_arrays(*counter))
     return philox_4x32(counter, (words[0], words[1]))
+
+
+def survives(word: jax.Array, rate: float) -> jax.Array:
+    """True where a weight with this random word is kept."""
+    return word >= jnp.uint32(round(rate * 2**32))
 
 
 def keep(
@@ -60,9 +66,15 @@ def keep(
     Bits are Philox-4x32-10 of the counter (batch row, head, query position, key position // 4) under the key, the
     lane is key position % 4, and the threshold is compared as integers. `words` are those of `key_words`.
     """
-    bits = _bits(words, batch, head, q_position, kv_position // 4)
-    chosen = jnp.select([kv_position % 4 == i for i in range(4)], list(bits))
-    return chosen >= jnp.uint32(round(rate * 2**32))
+    return survives(chosen_word(words, batch, head, q_position, kv_position), rate)
+
+
+def chosen_word(words, batch, head, q_position, kv_position) -> jax.Array:
+    """The random word of each weight; arguments as for `keep`."""
+    # Shifts and masks: they floor like // and % do, and every compiler of kernels has them.
+    a, b, c, d = bits(words, batch, head, q_position, kv_position >> 2)
+    lane = kv_position & 3
+    return jnp.where(lane < 2, jnp.where(lane == 0, a, b), jnp.where(lane == 2, c, d))
 
 
 def keep_run(
@@ -82,9 +94,9 @@ def keep_run(
     shape = [1] * q_position.ndim
     axis %= len(shape)
     shape[axis] = groups = -(-count // 4)
-    bits = _bits(words, batch, head, q_position, first // 4 + jnp.arange(groups).reshape(shape))
+    four = bits(words, batch, head, q_position, first // 4 + jnp.arange(groups).reshape(shape))
     # Without the barrier XLA would compute the counters once more for every lane.
-    lanes = jax.lax.optimization_barrier(tuple(x >= jnp.uint32(round(rate * 2**32)) for x in bits))
+    lanes = jax.lax.optimization_barrier(tuple(survives(x, rate) for x in four))
     kept = jnp.stack(lanes, axis + 1)
     kept = kept.reshape(*kept.shape[:axis], 4 * groups, *kept.shape[axis + 2 :])
     return jax.lax.slice_in_dim(kept, 0, count, axis=axis)

@@ -22,7 +22,7 @@ from llm.attention import block_sizes, blocks
 from llm.attention import mosaic_tpu_backward as backward
 from llm.attention.bias import BucketBias
 from llm.attention.blocks import Plan
-from llm.attention.mosaic_tpu_tile import LANES, Call, Tile, operands, rows_of, steps, tall, wide
+from llm.attention.mosaic_tpu_tile import LANES, Call, Tile, key_head, operands, rows_of, steps, tall, wide
 from llm.attention.target import target
 
 # The most queries of a call whose query heads are folded into rows of one block, so that a cache is read once a group.
@@ -113,14 +113,12 @@ def _forward(call: Call, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dtype) -> tu
             dataclasses.replace(plan, queries=G * T, group=1), block_sizes.Blocks(tall(G * T, LANES), plan.k_block)
         )
     given = operands(plan, mask, bias, words, major="q", at=lambda b, n, p: (b, n, p))
-    q, k, v = (
-        wide(x, block) for x, block in ((q_BTNH, plan.q_block), (k_BSKH, plan.k_block), (v_BSKH, plan.k_block))
-    )
+    q, k, v = (wide(x, block) for x, block in ((q_BTNH, plan.q_block), (k_BSKH, plan.k_block), (v_BSKH, plan.k_block)))
     q_width, v_width = q.shape[2] // q_BTNH.shape[2], v.shape[2] // K
     heads, padded = q_BTNH.shape[2], q.shape[1]
     given.add("q", q, (None, plan.q_block, q_width), lambda w: (w.b, w.i, w.n))
-    given.add("k", k, (None, plan.k_block, q_width), lambda w: (w.b, w.j, w.n // plan.group))
-    given.add("v", v, (None, plan.k_block, v_width), lambda w: (w.b, w.j, w.n // plan.group))
+    given.add("k", k, (None, plan.k_block, q_width), lambda w: (w.b, w.j, key_head(plan, w.n)))
+    given.add("v", v, (None, plan.k_block, v_width), lambda w: (w.b, w.j, key_head(plan, w.n)))
 
     def kernel(*refs):
         tile = Tile(plan, mask, bias, given.named(refs), pl.program_id(0), pl.program_id(1), pl.program_id(2))
@@ -164,7 +162,7 @@ def _forward(call: Call, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dtype) -> tu
                 pltpu.VMEM((v_width, plan.q_block), jnp.float32),
                 pltpu.VMEM((1, plan.q_block), jnp.float32),
                 pltpu.VMEM((1, plan.q_block), jnp.float32),
-                *given.scratch,
+                *given.scratch.values(),
             ],
         ),
         out_shape=[

@@ -11,7 +11,19 @@ from llm.attention import blocks
 from llm.attention.bias import BucketBias
 from llm.attention.blocks import Plan
 from llm.attention.mask import Mask
-from llm.attention.mosaic_tpu_tile import LANES, Call, Operands, Tile, flip, operands, scores_block, steps, tall, wide
+from llm.attention.mosaic_tpu_tile import (
+    LANES,
+    Call,
+    Operands,
+    Tile,
+    flip,
+    key_head,
+    operands,
+    scores_block,
+    steps,
+    tall,
+    wide,
+)
 
 # dk and dv of one key head are kept on the chip in float32; longer calls are cut along the keys.
 RESIDENT_BYTES = 16 * 2**20
@@ -27,7 +39,9 @@ def gradients(call: Call, q_BTNH, k_BSKH, v_BSKH, bias, mask: Mask, words, dout_
     for start in range(0, plan.keys, most):
         end = min(start + most, plan.keys)
         part, part_mask, part_bias = _cut(plan, mask, bias, start, end)
-        dq_part, dk, dv = _fused(call, part, part_mask, part_bias, words, k_BSKH[:, start:end], v_BSKH[:, start:end], rows)
+        dq_part, dk, dv = _fused(
+            call, part, part_mask, part_bias, words, k_BSKH[:, start:end], v_BSKH[:, start:end], rows
+        )
         dq, dks, dvs = dq + dq_part, [*dks, dk], [*dvs, dv]
     dq = dq.astype(q_BTNH.dtype)
     dbias = None if bias is None else _bias_gradient(call, plan, mask, bias, words, k_BSKH, v_BSKH, rows)
@@ -56,13 +70,13 @@ def _cut(plan: Plan, mask: Mask, bias, start: int, end: int):
 def _add_rows(given: Operands, plan: Plan, rows, k_BSKH, v_BSKH) -> None:
     """q, k, v, the cotangent of the output and the two numbers a query."""
     q_BTNH, dout_BTNH, stop_BTN, delta_BTN = rows
-    for name, x, heads in (("q", q_BTNH, None), ("dout", dout_BTNH, None)):
+    for name, x in (("q", q_BTNH), ("dout", dout_BTNH)):
         x = wide(x, plan.q_block)
         given.add(name, x, (None, plan.q_block, x.shape[2] // q_BTNH.shape[2]), lambda w: (w.b, w.i, w.n))
     for name, x in (("k", k_BSKH), ("v", v_BSKH)):
         x = wide(x, plan.k_block)
         block = (None, plan.k_block, x.shape[2] // plan.key_heads)
-        given.add(name, x, block, lambda w: (w.b, w.j, w.n // plan.group))
+        given.add(name, x, block, lambda w: (w.b, w.j, key_head(plan, w.n)))
     for name, x, fill in (("stop", stop_BTN, jnp.inf), ("delta", delta_BTN, 0.0)):
         x = blocks.pad(x.transpose(0, 2, 1)[:, :, None], 3, plan.q_block, constant_values=fill)
         given.add(name, x, (None, None, 1, plan.q_block), lambda w: (w.b, w.n, 0, w.i))
@@ -152,7 +166,7 @@ def _fused(call: Call, plan: Plan, mask: Mask, bias, words, k_BSKH, v_BSKH, rows
                 pltpu.VMEM((S, v_width), jnp.float32),
                 pltpu.VMEM((bk, width), k_BSKH.dtype),
                 pltpu.VMEM((bk, v_width), v_BSKH.dtype),
-                *given.scratch,
+                *given.scratch.values(),
             ],
         ),
         out_shape=[
@@ -183,23 +197,20 @@ def _bias_gradient(call: Call, plan: Plan, mask: Mask, bias, words, k_BSKH, v_BS
     inner = B * N // outer
 
     def at(o, p, s):
-        b = (o // N if own_head else o) if own_row else (s if own_head else s // N)
-        n = (o % N if own_row else o) if own_head else (s if own_row else s % N)
+        divide, remainder = jax.lax.div, jax.lax.rem
+        b = (divide(o, N) if own_head else o) if own_row else (s if own_head else divide(s, N))
+        n = (remainder(o, N) if own_row else o) if own_head else (s if own_row else remainder(s, N))
         return b, n, p
 
     # A list in the order in which a block of the result is complete before the next one starts.
     major = "k" if per_key and not per_query else "q"
-    given = operands(
-        plan, mask, bias, words, major=major, at=at, union=not own_row, every=per_query and per_key
-    )
+    given = operands(plan, mask, bias, words, major=major, at=at, union=not own_row, every=per_query and per_key)
     _add_rows(given, plan, rows, k_BSKH, v_BSKH)
     if table:
         buckets = tall(bias.table_RN.shape[0], LANES)
         out_shape, block, where = (N, 1, buckets), (None, 1, buckets), lambda w: (w.n, 0, 0)
     else:
-        out_shape = tuple(
-            tall(size, unit) if size > 1 else 1 for size, unit in zip(shape, (1, 1, bq, bk))
-        )
+        out_shape = tuple(tall(size, unit) if size > 1 else 1 for size, unit in zip(shape, (1, 1, bq, bk)))
         block, where = scores_block(plan, out_shape)
 
     def kernel(*refs):
@@ -219,12 +230,11 @@ def _bias_gradient(call: Call, plan: Plan, mask: Mask, bias, words, k_BSKH, v_BS
             _, ds, _ = _weights(tile, masked)
             if table:
                 lane = jax.lax.broadcasted_iota(jnp.int32, (1, buckets), 1)
-                for r, inside, anywhere in tile.buckets():
 
-                    @pl.when(anywhere)
-                    def _(r=r, inside=inside):
-                        out[...] += jnp.where(lane == r, jnp.sum(jnp.where(inside(), ds, 0.0)), 0.0)
+                def add(r, inside):
+                    out[...] += jnp.where(lane == r, jnp.sum(jnp.where(inside, ds, 0.0)), 0.0)
 
+                tile.each_bucket(add)
                 return
             out[...] += _flipped_sum(ds, per_query, per_key)
 
@@ -237,7 +247,7 @@ def _bias_gradient(call: Call, plan: Plan, mask: Mask, bias, words, k_BSKH, v_BS
             grid=(outer, given.steps, inner),
             in_specs=given.specs,
             out_specs=pl.BlockSpec(block, given.where(where)),
-            scratch_shapes=given.scratch,
+            scratch_shapes=[*given.scratch.values()],
         ),
         out_shape=jax.ShapeDtypeStruct(out_shape, jnp.float32),
         compiler_params=call.compiler_params(free=1),
@@ -245,9 +255,7 @@ def _bias_gradient(call: Call, plan: Plan, mask: Mask, bias, words, k_BSKH, v_BS
         name="attention_bias_gradient",
     )(*given.arrays)
     if table:
-        return dataclasses.replace(
-            bias, table_RN=out[:, 0, : bias.table_RN.shape[0]].T.astype(bias.table_RN.dtype)
-        )
+        return dataclasses.replace(bias, table_RN=out[:, 0, : bias.table_RN.shape[0]].T.astype(bias.table_RN.dtype))
     return out[tuple(map(slice, shape))].astype(bias.dtype)
 
 

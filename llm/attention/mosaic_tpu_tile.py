@@ -51,6 +51,11 @@ def wide(x_BTNH: jax.Array, block: int) -> jax.Array:
     return x.reshape(*x.shape[:2], -1)
 
 
+def key_head(plan: Plan, n):
+    """The key head of query head n. No floor division: it would ask for the sign, and that for a TPU at hand."""
+    return n if plan.group == 1 else jax.lax.div(n, plan.group)
+
+
 def rows_of(x_BN1T: jax.Array) -> jax.Array:
     """(B, N, 1, T) -> (B, T, N)."""
     return x_BN1T[:, :, 0].transpose(0, 2, 1)
@@ -91,7 +96,10 @@ def _pairs(plan: Plan, mask: Mask, major: str, every: bool, union: bool):
     work, whole = jnp.broadcast_arrays(work, whole)
     if union:
         work, whole = work.any(-1, keepdims=True), whole.all(-1, keepdims=True)
-    i, j = jnp.arange(plan.q_blocks, dtype=jnp.int32)[:, None, None], jnp.arange(plan.k_blocks, dtype=jnp.int32)[:, None]
+    i, j = (
+        jnp.arange(plan.q_blocks, dtype=jnp.int32)[:, None, None],
+        jnp.arange(plan.k_blocks, dtype=jnp.int32)[:, None],
+    )
     along = 1 if major == "q" else 0  # the axis that an outer block's entries run along
     inner = j if major == "q" else i
     listed = jnp.ones_like(work) if every else work | (~work.any(along, keepdims=True) & (inner == 0))
@@ -130,7 +138,7 @@ class Operands:
     steps: Any
     blocked: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     specs: list = dataclasses.field(default_factory=list)
-    scratch: list = dataclasses.field(default_factory=list)
+    scratch: dict = dataclasses.field(default_factory=dict)
 
     def where(self, f: Callable) -> Callable:
         """An index map out of a function of `Where`."""
@@ -160,11 +168,9 @@ class Operands:
         return [*self.prefetch.values(), *self.blocked.values()]
 
     def named(self, refs) -> dict:
-        named = dict(zip([*self.prefetch, *self.blocked], refs))
-        # Scratch that these operands need is the last of all.
-        if self.scratch:
-            named["bias"] = refs[-1]
-        return named
+        # Scratch that these operands need comes last of all.
+        names = [*self.prefetch, *self.blocked]
+        return dict(zip(names, refs)) | dict(zip(reversed(self.scratch), reversed(refs)))
 
 
 def operands(plan: Plan, mask: Mask, bias, words, *, major: str, at: Callable, grid: int = 3, **how) -> Operands:
@@ -180,7 +186,12 @@ def operands(plan: Plan, mask: Mask, bias, words, *, major: str, at: Callable, g
     given = Operands(at, grid, prefetch, count)
     if isinstance(bias, BucketBias):
         prefetch["table"] = bias.table_RN.astype(jnp.float32).reshape(-1)
-        given.scratch.append(pltpu.VMEM((plan.k_block, plan.q_block), jnp.float32))
+        prefetch["intervals"] = jnp.asarray(bias.intervals().reshape(-1))
+        given.scratch["bias"] = pltpu.VMEM((plan.k_block, plan.q_block), jnp.float32)
+    if plan.dropout_rate > 0:
+        # Stores to every fourth row need a last axis of one register.
+        lanes = LANES if plan.q_block % LANES == 0 else plan.q_block
+        given.scratch["kept"] = pltpu.VMEM((plan.q_block // lanes, plan.k_block, lanes), jnp.int32)
 
     def per_position(name, x, block, of_query):
         x = blocks.pad(x.astype(jnp.int32)[:, None], 2, block, mode="edge" if "positions" in name else "constant")
@@ -265,27 +276,32 @@ class Tile:
             return flip(self.refs["array"][...].astype(jnp.float32))
         return self.look_up() if isinstance(self.bias, BucketBias) else None
 
-    def buckets(self):
-        """(bucket, where in the tile, whether anywhere) for every bucket that has positions."""
+    def each_bucket(self, body: Callable) -> None:
+        """Runs body(bucket, where in the tile it is, a bool) for the buckets of which the tile has positions."""
         q, k = self.q_positions(), self.kv_positions()
         if "q_positions" in self.refs or "kv_positions" in self.refs:
             nearest, farthest = jnp.min(k) - jnp.max(q), jnp.max(k) - jnp.min(q)
         else:
             start = self.j * self.plan.k_block - self.i * self.plan.q_block - self.plan.keys + self.plan.queries
             nearest, farthest = start - self.plan.q_block + 1, start + self.plan.k_block - 1
-        for r, (low, high) in enumerate(self.bias.intervals().tolist()):
-            if low <= high:
-                inside = lambda low=low, high=high: (k - q >= low) & (k - q <= high)  # noqa: E731
-                yield r, inside, (low <= farthest) & (high >= nearest)
+        intervals = self.refs["intervals"]
+
+        def one(r, _):
+            low, high = intervals[2 * r], intervals[2 * r + 1]
+
+            @pl.when((low <= high) & (low <= farthest) & (high >= nearest))
+            def _():
+                body(r, (k - q >= low) & (k - q <= high))
+
+        jax.lax.fori_loop(0, self.bias.table_RN.shape[0], one, None)
 
     def look_up(self) -> jax.Array:
         out, heads = self.refs["bias"], self.bias.table_RN.shape[1]
-        for r, inside, anywhere in self.buckets():
 
-            @pl.when(anywhere)
-            def _(r=r, inside=inside):
-                out[...] = jnp.where(inside(), self.refs["table"][r * heads + self.n], out[...])
+        def body(r, inside):
+            out[...] = jnp.where(inside, self.refs["table"][r * heads + self.n], out[...])
 
+        self.each_bucket(body)
         return out[...]
 
     def scores(self, masked: bool) -> tuple[jax.Array, jax.Array]:
@@ -295,10 +311,34 @@ class Tile:
         return blocks.finish_scores(self.plan, products, self.added(), seen)
 
     def kept(self) -> jax.Array:
-        words = [jax.lax.bitcast_convert_type(self.refs["words"][i], jnp.uint32) for i in range(4)]
-        return dropout.keep(
-            words, self.plan.dropout_rate, self.b, self.n, self.q_positions(), self.kv_positions()
-        )
+        """Dropout's decisions, bool, made chunk by chunk: Philox on a whole tile would be a very long program."""
+        words = [jax.lax.bitcast_convert_type(self.refs["words"][n], jnp.uint32) for n in range(4)]
+        plan, out, q = self.plan, self.refs["kept"], self.q_positions()
+        chunk = next(size for size in (LANES, 8, 4, 1) if plan.k_block % size == 0)
+        four_at_once = "kv_positions" not in self.refs and chunk >= 4
+
+        def store(rows, word):
+            survives = dropout.survives(word, plan.dropout_rate).astype(jnp.int32)
+            for column, lanes in enumerate(jnp.split(survives, out.shape[0], 1)):
+                out.at[column][rows, :] = lanes
+
+        def one(c, _):
+            if four_at_once:
+                # A counter serves four keys in a row.
+                first = self.j * (plan.k_block // 4) + c * (chunk // 4)
+                counter = first + jax.lax.broadcasted_iota(jnp.int32, (chunk // 4, 1), 0)
+                for lane, word in enumerate(dropout.bits(words, self.b, self.n, q, counter)):
+                    store(pl.ds(c * chunk + lane, chunk // 4, 4), word)
+                return
+            here = pl.ds(c * chunk, chunk)
+            if "kv_positions" in self.refs:
+                k = flip(self.refs["kv_positions"][:, here])
+            else:
+                k = self.j * plan.k_block + c * chunk + jax.lax.broadcasted_iota(jnp.int32, (chunk, 1), 0)
+            store(here, dropout.chosen_word(words, self.b, self.n, q, k))
+
+        jax.lax.fori_loop(0, plan.k_block // chunk, one, None)
+        return jnp.concatenate([out[column] for column in range(out.shape[0])], 1) != 0
 
 
 def steps(tile: Tile, step: Callable[[bool], None]) -> None:
