@@ -2,34 +2,35 @@
 
 import functools
 import logging
+import types
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from llm.attention import dropout
+from llm.attention import cudnn, dropout, mosaic_tpu
 from llm.attention.bias import BucketBias
 from llm.attention.blockwise import blockwise
-from llm.attention.cudnn import cudnn
-from llm.attention.cudnn import why_not_here as _cudnn_not_here
 from llm.attention.mask import Mask
-from llm.attention.mosaic_tpu import mosaic_tpu
-from llm.attention.mosaic_tpu import why_not_here as _mosaic_tpu_not_here
 from llm.attention.reference import reference
+from llm.attention.target import target
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "reference": reference,
     "blockwise": blockwise,
-    "cudnn": cudnn,
-    "mosaic_tpu": mosaic_tpu,
+    "cudnn": cudnn.cudnn,
+    "mosaic_tpu": mosaic_tpu.mosaic_tpu,
 }
+# Those that do not run everywhere: each module says what it lacks for a call, and why it cannot run here.
+PARTIAL: dict[str, types.ModuleType] = {"cudnn": cudnn, "mosaic_tpu": mosaic_tpu}
 WITHOUT_LSE = {"cudnn"}
+# What "auto" tries on each platform, the first that has everything a call asks for; blockwise has.
+PREFERRED = {"tpu": ("mosaic_tpu",), "gpu": ("mosaic_gpu", "cudnn")}
 
 
 def why_not_here(implementation: str) -> str | None:
-    """Why an implementation cannot run on the devices of this process, or None when it can."""
-    reasons = {"cudnn": _cudnn_not_here, "mosaic_tpu": _mosaic_tpu_not_here}
-    return reasons[implementation]() if implementation in reasons else None
+    """Why an implementation cannot run on the device compiled for, or None when it can."""
+    return PARTIAL[implementation].why_not_here() if implementation in PARTIAL else None
 
 
 def attention(
@@ -66,7 +67,8 @@ def attention(
             a shard: its dropout is then that of the whole.
         precision: of the matrix products; None is the highest for "reference" and the device's default for
             "blockwise". "cudnn" has one precision only.
-        implementation: a key of IMPLEMENTATIONS, or "auto".
+        implementation: a key of IMPLEMENTATIONS, or "auto": our kernel for the platform where there is one and it has
+            what is asked for, else cuDNN on GPUs, else "blockwise". The choice and its reason are logged once.
         return_lse: also return the log of the softmax's denominator, float32 of shape (B, T, N), -inf where a query
             sees nothing. Partial results over disjoint keys can be merged by it.
 
@@ -80,13 +82,14 @@ def attention(
     Source: Vaswani et al. 2017, section 3.2; grouped heads: Ainslie et al. 2023.
     """
     _check(q_BTNH, k_BSKH, v_BSKH, mask, bias, sinks_N, dropout_rate, dropout_key, softcap)
+    asked = dict(mask=mask, bias=bias, softcap=softcap, sinks_N=sinks_N, dropout_rate=dropout_rate)
     if implementation == "auto":
-        implementation = _resolve()
+        implementation = _resolve(q_BTNH, k_BSKH, v_BSKH, asked, return_lse)
     elif implementation not in IMPLEMENTATIONS:
         there_are = ", ".join(name + (f" ({why})" if (why := why_not_here(name)) else "") for name in IMPLEMENTATIONS)
         raise ValueError(f"attention: unknown implementation {implementation!r}; there are auto, {there_are}")
-    if return_lse and implementation in WITHOUT_LSE:
-        raise NotImplementedError(f"attention: {implementation} gives no log-sum-exp in float32")
+    if lacking := _lacks(implementation, q_BTNH, k_BSKH, v_BSKH, asked, return_lse):
+        raise NotImplementedError(f"attention: {implementation} {lacking}")
     out_BTNH, lse_BTN = IMPLEMENTATIONS[implementation](
         q_BTNH,
         k_BSKH,
@@ -105,11 +108,33 @@ def attention(
     return (out_BTNH, lse_BTN) if return_lse else out_BTNH
 
 
-@functools.cache
-def _resolve() -> str:
-    """The implementation of "auto", logged once."""
-    logging.getLogger(__name__).info("attention: auto is blockwise (XLA, linear memory, runs on every platform)")
+def _lacks(implementation: str, q, k, v, asked: dict, return_lse: bool) -> str | None:
+    """The first thing that an implementation does not have or that keeps it from running here."""
+    if implementation not in PARTIAL:
+        return None
+    if return_lse and implementation in WITHOUT_LSE:
+        return "gives no log-sum-exp in float32"
+    return PARTIAL[implementation].lacks(q, k, v, **asked) or why_not_here(implementation)
+
+
+def _resolve(q, k, v, asked: dict, return_lse: bool) -> str:
+    """The implementation of "auto"."""
+    platform, reasons = target().platform, []
+    for name in PREFERRED.get(platform, ()):
+        lacking = _lacks(name, q, k, v, asked, return_lse)
+        if lacking is None:
+            _log(name, platform, tuple(reasons))
+            return name
+        reasons.append(f"{name} {lacking}")
+    _log("blockwise", platform, tuple(reasons))
     return "blockwise"
+
+
+@functools.cache
+def _log(name: str, platform: str, reasons: tuple[str, ...]) -> None:
+    """Says once, for each choice and reason, what "auto" is."""
+    because = f": {'; '.join(reasons)}" if reasons else ""
+    logging.getLogger(__name__).info("attention: auto is %s on %s%s", name, platform, because)
 
 
 def _check(q, k, v, mask, bias, sinks_N, dropout_rate, dropout_key, softcap) -> None:

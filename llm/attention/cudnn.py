@@ -5,11 +5,12 @@ import jax.numpy as jnp
 
 from llm.attention.bias import BucketBias
 from llm.attention.mask import Mask
+from llm.attention.target import target
 
 
 def why_not_here() -> str | None:
     """Why cuDNN cannot run in this process, or None when it can."""
-    platform = jax.default_backend()
+    platform = target().platform
     return None if platform == "gpu" else f"needs an NVIDIA GPU, the platform here is {platform}"
 
 
@@ -18,14 +19,8 @@ def cudnn(
 ) -> tuple[jax.Array, None]:
     """Attention by cuDNN. Returns out_BTNH and None: it gives the log-sum-exp in half precision only.
 
-    `precision` is cuDNN's own: half-precision products summed in float32.
-
-    Raises:
-        NotImplementedError: a feature that cuDNN lacks, or a platform without it, naming it.
+    `precision` is cuDNN's own: half-precision products summed in float32. For calls of which `lacks` says nothing.
     """
-    lacking = _lacks(q_BTNH, k_BSKH, v_BSKH, mask, bias, softcap, sinks_N, dropout_rate) or why_not_here()
-    if lacking is not None:
-        raise NotImplementedError(f"attention: cudnn {lacking}")
     B, T, S = q_BTNH.shape[0], q_BTNH.shape[1], k_BSKH.shape[1]
     lengths = mask.kv_lengths_B
     if lengths is not None:
@@ -47,7 +42,7 @@ def cudnn(
     return out_BTNH, None
 
 
-def _lacks(q, k, v, mask: Mask, bias, softcap, sinks_N, dropout_rate) -> str | None:
+def lacks(q, k, v, *, mask: Mask, bias, softcap, sinks_N, dropout_rate) -> str | None:
     """The first thing asked for that cuDNN does not have, or does not do as `Mask` says."""
     (B, T, N, H), S, width = q.shape, k.shape[1], v.shape[3]
     windowed = mask.window is not None and mask.window != (None, None)

@@ -31,10 +31,16 @@ DECODE_QUERIES = 8
 
 def why_not_here() -> str | None:
     """Why the kernel cannot run on the device compiled for, or None when it can."""
-    here = target()
-    if here.platform == "tpu" or here.interpret:
+    platform = target().platform
+    return None if platform == "tpu" else f"needs a TPU, the platform here is {platform}"
+
+
+def lacks(q, k, v, **asked) -> str | None:
+    """What the kernel does not have: it has all that `attention` offers, for the dtypes of a TPU."""
+    dtypes = {x.dtype for x in (q, k, v)}
+    if dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
         return None
-    return f"needs a TPU, the platform here is {here.platform}"
+    return f"takes float32 and bfloat16, got {', '.join(sorted(str(d) for d in dtypes))}"
 
 
 def mosaic_tpu(
@@ -42,15 +48,8 @@ def mosaic_tpu(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention by our TPU kernels. Returns out_BTNH in the dtype of q and the log-sum-exp lse_BTN in float32.
 
-    Raises:
-        NotImplementedError: float16, which TPUs do not have, or a platform that is no TPU.
+    For calls of which `lacks` says nothing. A head width that is no multiple of 128 is padded to one.
     """
-    dtypes = {x.dtype for x in (q_BTNH, k_BSKH, v_BSKH)}
-    lacking = None
-    if not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
-        lacking = f"takes float32 and bfloat16, got {', '.join(sorted(str(d) for d in dtypes))}"
-    if lacking := lacking or why_not_here():
-        raise NotImplementedError(f"attention: mosaic_tpu {lacking}")
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     if 0 in (B, T, S, N):

@@ -6,6 +6,7 @@ implementation may be at most twice as far from the truth, in the output and in 
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 
@@ -15,10 +16,14 @@ import numpy as np
 
 from llm.attention import IMPLEMENTATIONS, BucketBias, Mask, attention
 from llm.attention.api import why_not_here
+from llm.attention.block_sizes import Blocks
 from llm.attention.dropout import key_words
+from llm.attention.target import compiling_for
 from tests.attention import oracle
 
-blockwise = importlib.import_module("llm.attention.blockwise")
+blockwise, block_sizes, mosaic_tpu_backward = (
+    importlib.import_module(f"llm.attention.{name}") for name in ("blockwise", "block_sizes", "mosaic_tpu_backward")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,28 +228,49 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 # Cases whose features an implementation lacks; a change of coverage is a change of this number.
-LACKING = {"reference": 0, "blockwise": 0, "cudnn": 64}
+LACKING = {"reference": 0, "blockwise": 0, "cudnn": 64, "mosaic_tpu": 4}
 
 
 # --- implementations --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def small_blocks():
-    """Blocks and parts of blockwise so small that every case has many of them."""
-    names = {"BLOCK": 8, "SCORES": 512, "SCORES_ON_CPU": 512, "DECODE_BLOCK": 16}
-    before = {name: getattr(blockwise, name) for name in names}
-    for name, value in names.items():
-        setattr(blockwise, name, value)
+def replaced(module, **values):
+    """Attributes of a module set to other values."""
+    before = {name: getattr(module, name) for name in values}
+    for name, value in values.items():
+        setattr(module, name, value)
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(blockwise, name, value)
+            setattr(module, name, value)
 
 
-VARIANTS: dict[str, tuple[str, Callable]] = {name: (name, contextlib.nullcontext) for name in IMPLEMENTATIONS}
-VARIANTS["blockwise in small blocks"] = ("blockwise", small_blocks)
+def small_blocks():
+    """Blocks and parts of blockwise so small that every case has many of them."""
+    return replaced(blockwise, BLOCK=8, SCORES=512, SCORES_ON_CPU=512, DECODE_BLOCK=16)
+
+
+def tpu_interpreted():
+    """The TPU kernels in Pallas's interpreter."""
+    return compiling_for("tpu", "interpreter", interpret=True)
+
+
+@contextlib.contextmanager
+def tpu_in_small_blocks():
+    """The same with blocks of 8, and a backward pass that keeps no more than two blocks of keys on the chip."""
+    two_blocks = 2 * 8 * 4 * (128 + 128)
+    with replaced(block_sizes, of_tpu=lambda *_: Blocks(8, 8)):
+        with replaced(mosaic_tpu_backward, RESIDENT_BYTES=two_blocks), tpu_interpreted():
+            yield
+
+
+VARIANTS: dict[str, tuple[str, Callable]] = {name: (name, contextlib.nullcontext) for name in IMPLEMENTATIONS} | {
+    "blockwise in small blocks": ("blockwise", small_blocks),
+    "mosaic_tpu interpreted": ("mosaic_tpu", tpu_interpreted),
+    "mosaic_tpu interpreted in small blocks": ("mosaic_tpu", tpu_in_small_blocks),
+}
 
 
 class Lacking(Exception):
@@ -321,8 +347,8 @@ def positions_only(mask: Mask) -> dict:
 KEY = jax.random.key(7)
 
 
-def with_gradients(function, arrays, cotangents, lse: bool):
-    """{"out", "lse", "dq", ...} of a function of the arrays, jitted as one.
+def with_gradients(function, arrays, cotangents, lse: bool, times: int = 1) -> list[dict]:
+    """{"out", "lse", "dq", ...} of a function of the arrays, jitted as one, of each of several runs of the program.
 
     The program gets its arrays inside larger ones full of NaN and cuts them out: a read past the end may meet the NaN.
     """
@@ -337,10 +363,13 @@ def with_gradients(function, arrays, cotangents, lse: bool):
         dlse = jnp.where(jnp.isfinite(lse_BTN), cotangents[1], 0.0)
         return {"out": out, "lse": lse_BTN}, pull((cotangents[0], dlse))[0]
 
-    values, gradients = run(framed(arrays), framed(cotangents))
     names = {"q": "dq", "k": "dk", "v": "dv", "bias": "dbias", "sinks_N": "dsinks"}
-    gradients = {names[name]: x.table_RN if isinstance(x, BucketBias) else x for name, x in gradients.items()}
-    return {**values, **gradients}
+    results = []
+    for _ in range(times):
+        values, gradients = jax.device_get(run(framed(arrays), framed(cotangents)))
+        gradients = {names[name]: x.table_RN if isinstance(x, BucketBias) else x for name, x in gradients.items()}
+        results.append({**values, **gradients})
+    return results
 
 
 def plain(c: Case, arrays, mask, cotangents, bias):
@@ -382,7 +411,15 @@ def plain(c: Case, arrays, mask, cotangents, bias):
         find = np.vectorize(lambda r: oracle.bucket(int(r), bidirectional=True, buckets=8, max_distance=12))
         return jnp.moveaxis(bias.table_RN[find(k_pos[:, None, :] - q_pos[:, :, None])], -1, 1)
 
-    return with_gradients(f, arrays, cotangents, c.lse)
+    return with_gradients(f, arrays, cotangents, c.lse)[0]
+
+
+@functools.lru_cache(maxsize=256)
+def truth_and_yardstick(c: Case, seed: int):
+    """What a case should give, and what plain XLA gives; several variants are judged by them."""
+    arrays, mask, cotangents = inputs(c, seed)
+    truth, bias = expected(c, arrays, mask, cotangents)
+    return truth, plain(c, arrays, mask, cotangents, bias)
 
 
 def judge(c: Case, variant: str, seed: int = 0) -> None:
@@ -404,14 +441,12 @@ def judge(c: Case, variant: str, seed: int = 0) -> None:
 
     with context():
         try:
-            got = jax.device_get(with_gradients(f, arrays, cotangents, c.lse))
+            got, again = with_gradients(f, arrays, cotangents, c.lse, times=2)
         except NotImplementedError as error:
             assert type(error) is NotImplementedError, error
             why = why_not_here(name)
             raise (NotHere if why is not None and why in str(error) else Lacking)(str(error)) from None
-        again = jax.device_get(with_gradients(f, arrays, cotangents, c.lse))
-    truth, bias = expected(c, arrays, mask, cotangents)
-    yardstick = jax.device_get(plain(c, arrays, mask, cotangents, bias))
+    truth, yardstick = truth_and_yardstick(c, seed)
     assert got.keys() == truth.keys() == yardstick.keys()
     for what, want in truth.items():
         np.testing.assert_array_equal(np.float32(got[what]), np.float32(again[what]), err_msg=f"{what} twice")
