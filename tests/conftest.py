@@ -1,10 +1,16 @@
-"""Tests run on CPU and share compiled programs through JAX's compilation cache."""
+"""Tests run on CPU, those chosen by `-m gpu` or `-m tpu` on the device, and share JAX's compilation cache."""
 
 import os
 import pathlib
+import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Before anything imports jax: a worker of pytest-xdist inherits the choice of the process that started it.
+ON_DEVICE = any(mark in argument for argument in sys.argv for mark in ("-mgpu", "-mtpu")) or any(
+    flag == "-m" and expression in ("gpu", "tpu") for flag, expression in zip(sys.argv, sys.argv[1:])
+)
+if not ON_DEVICE:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 

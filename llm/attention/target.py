@@ -9,13 +9,20 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A device: platform "cpu", "gpu" or "tpu"; its kind in JAX's words; how Pallas kernels run.
+    """A device.
 
-    `interpret` is False for compiled kernels, True for Pallas's interpreter, or the parameters of another one.
+    Attributes:
+        platform: "cpu", "gpu" or "tpu".
+        kind: its name in JAX's words, as "TPU v5 lite" or "NVIDIA H100 80GB HBM3".
+        capability: the compute capability of an NVIDIA GPU, as "9.0"; else None.
+        cores: multiprocessors of a GPU; else None.
+        interpret: False for compiled kernels, True for Pallas's interpreter, or the parameters of another one.
     """
 
     platform: str
     kind: str
+    capability: str | None = None
+    cores: int | None = None
     interpret: Any = False
 
 
@@ -27,13 +34,17 @@ def target() -> Target:
     if _chosen:
         return _chosen[-1]
     device = jax.devices()[0]
-    return Target(device.platform, device.device_kind)
+    capability = getattr(device, "compute_capability", None)
+    return Target(device.platform, device.device_kind, capability, getattr(device, "core_count", None))
 
 
 @contextlib.contextmanager
-def compiling_for(platform: str, kind: str, interpret: Any = False):
-    """Calls traced inside are for another device than this process has (ahead-of-time compilation, interpreters)."""
-    _chosen.append(Target(platform, kind, interpret))
+def compiling_for(platform: str, kind: str, **more):
+    """Calls traced inside are for another device than this process has (ahead-of-time compilation, interpreters).
+
+    Arguments are the attributes of `Target`.
+    """
+    _chosen.append(Target(platform, kind, **more))
     try:
         yield
     finally:

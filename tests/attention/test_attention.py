@@ -11,9 +11,10 @@ import pytest
 from llm import attention as room
 from llm.attention import BucketBias, Mask, attention_weights, blocks, relative_position_bucket
 from llm.attention.dropout import key_words, philox_4x32
+from llm.attention.target import compiling_for
 from tests.attention import oracle
 
-blockwise = importlib.import_module("llm.attention.blockwise")
+api, blockwise = (importlib.import_module(f"llm.attention.{name}") for name in ("api", "blockwise"))
 
 
 def attention(q, k, v, **how):
@@ -458,3 +459,57 @@ def test_cudnn_names_what_it_lacks(name):
     arguments = {"q_BTNH": HALF, "k_BSKH": HALF, "v_BSKH": HALF, **changed}
     with pytest.raises(NotImplementedError, match=f"^attention: cudnn .*{message}"):
         room.attention(**arguments, implementation="cudnn")
+
+
+# --- what auto is -----------------------------------------------------------------------------------------------------
+
+
+TPU, HOPPER, AMPERE = (
+    dict(platform="tpu", kind="TPU v5 lite"),
+    dict(platform="gpu", kind="NVIDIA H100 80GB HBM3", capability="9.0"),
+    dict(platform="gpu", kind="NVIDIA A100-SXM4-80GB", capability="8.0"),
+)
+
+
+@pytest.mark.parametrize(
+    "device, dtype, how, name, reason",
+    [
+        (TPU, "bfloat16", {}, "mosaic_tpu", ""),
+        (TPU, "float16", {}, "blockwise", "mosaic_tpu takes float32 and bfloat16, got float16"),
+        (HOPPER, "bfloat16", {}, "mosaic_gpu", ""),
+        (HOPPER, "float32", {}, "blockwise", "mosaic_gpu takes float16 and bfloat16, q is float32"),
+        (AMPERE, "bfloat16", {}, "cudnn", "mosaic_gpu needs compute capability 9.x, here it is 8.0"),
+        (AMPERE, "bfloat16", dict(softcap=2.0), "blockwise", "cudnn has no soft cap"),
+        (AMPERE, "bfloat16", dict(return_lse=True), "blockwise", "cudnn gives no log-sum-exp"),
+        (dict(platform="cpu", kind="cpu"), "float32", {}, "blockwise", ""),
+    ],
+)
+def test_auto_goes_by_the_device_and_says_why(device, dtype, how, name, reason, caplog, monkeypatch):
+    api._log.cache_clear()
+    called = []
+
+    def spy(which):
+        def implementation(q, k, v, **_):
+            called.append(which)
+            return q, jnp.zeros(q.shape[:3])
+
+        return implementation
+
+    for which in api.IMPLEMENTATIONS:
+        monkeypatch.setitem(api.IMPLEMENTATIONS, which, spy(which))
+    x = jnp.zeros((1, 8, 2, 64), dtype)
+    with compiling_for(**device), caplog.at_level("INFO"):
+        attention(x, x, x, **how)
+        attention(x, x, x, **how)
+    assert called == [name, name]
+    lines = [r.getMessage() for r in caplog.records if "auto is" in r.getMessage()]
+    assert len(lines) == 1 and lines[0].startswith(f"attention: auto is {name} on {device['platform']}"), lines
+    assert reason in lines[0]
+
+
+def test_a_kernel_refuses_another_platform():
+    x = jnp.zeros((1, 8, 2, 64), jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match="mosaic_tpu needs a TPU, the platform here is cpu"):
+        attention(x, x, x, implementation="mosaic_tpu")
+    with pytest.raises(NotImplementedError, match="mosaic_gpu needs an NVIDIA GPU of compute capability 9.x"):
+        attention(x, x, x, implementation="mosaic_gpu")

@@ -273,6 +273,11 @@ VARIANTS: dict[str, tuple[str, Callable]] = {name: (name, contextlib.nullcontext
 }
 
 
+def in_reach(c: Case, variant: str) -> bool:
+    """Whether a case is small enough for a variant: an interpreter takes milliseconds for each of its many blocks."""
+    return "interpreted in small blocks" not in variant or c.S < 100
+
+
 class Lacking(Exception):
     """The implementation says that it does not have a feature of the case."""
 

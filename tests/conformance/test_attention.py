@@ -13,13 +13,23 @@ from llm.attention import Mask
 from tests.conformance import attention as table
 from tests.conformance.attention import CASES, LACKING, VARIANTS, Case, judge
 
-blockwise, blocks, dropout, reference = (
-    importlib.import_module(f"llm.attention.{name}") for name in ("blockwise", "blocks", "dropout", "reference")
+blockwise, blocks, dropout, reference, mosaic_tpu, tile, tpu_backward = (
+    importlib.import_module(f"llm.attention.{name}")
+    for name in ("blockwise", "blocks", "dropout", "reference", "mosaic_tpu", "mosaic_tpu_tile", "mosaic_tpu_backward")
 )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", CASES)
+# Compiled kernels run where their device is, and `-m gpu` and `-m tpu` choose them.
+MARKS = {"mosaic_tpu": pytest.mark.tpu, "mosaic_gpu": pytest.mark.gpu, "cudnn": pytest.mark.gpu}
+RUNS = [
+    pytest.param(name, variant, marks=MARKS.get(variant, ()), id=f"{name}-{variant}")
+    for name, case in CASES.items()
+    for variant in VARIANTS
+    if table.in_reach(case, variant)
+]
+
+
+@pytest.mark.parametrize("name, variant", RUNS)
 def test_case(name, variant):
     try:
         judge(CASES[name], variant)
@@ -123,7 +133,11 @@ def heads_are_tiled(original):
 
 
 def earlier_output_is_not_shrunk(original):
-    return lambda s, top, total: (lambda r: (r[0], jnp.ones_like(r[1]), r[2], r[3]))(original(s, top, total))
+    def mutant(*arguments, **how):
+        p, shrink, top, total = original(*arguments, **how)
+        return p, jnp.ones_like(shrink), top, total
+
+    return mutant
 
 
 def last_key_block_is_skipped(original):
@@ -136,6 +150,36 @@ def bias_is_lost_in_the_backward_pass(original):
 
 def run_starts_a_group_late(original):
     return lambda words, rate, b, n, q, first, count, axis: original(words, rate, b, n, q, first + 4, count, axis)
+
+
+def rule_forgets_the_window(original):
+    return lambda mask, *rest: original(dataclasses.replace(mask, window=None), *rest)
+
+
+def last_pair_is_left_out(original):
+    def mutant(*arguments, **how):
+        entries, steps = original(*arguments, **how)
+        return entries & ~(tile.WORK * (jnp.arange(entries.shape[1]) == steps - 1)), steps
+
+    return mutant
+
+
+def every_pair_is_taken_for_whole(original):
+    return lambda plan, g: jnp.ones_like(original(plan, g))
+
+
+def words_are_shifted(original):
+    return lambda words, b, n, q, k: original(words, b, n, q, k + 1)
+
+
+def groups_are_interleaved(original):
+    return lambda plan, n: jax.lax.rem(n, plan.key_heads)
+
+
+def bias_gradient_of_the_first_row_only(original):
+    return lambda call, plan, mask, bias, words, k, v, rows: original(
+        call, dataclasses.replace(plan, batch=1), mask, bias, words, k, v, rows
+    )
 
 
 def gradient_of_the_lse_is_lost(original):
@@ -161,6 +205,17 @@ MUTANTS = {
         (blockwise, "_attend", gradient_of_the_lse_is_lost),
         (dropout, "keep_run", run_starts_a_group_late),
     ],
+    "mosaic_tpu interpreted in small blocks": [
+        (blocks, "weigh", earlier_output_is_not_shrunk),
+        (blocks, "needed", last_key_block_is_skipped),
+        (blocks, "whole", every_pair_is_taken_for_whole),
+        (tile, "rule", rule_forgets_the_window),
+        (tile, "pairs", last_pair_is_left_out),
+        (dropout, "bits", words_are_shifted),
+        (mosaic_tpu, "key_head", groups_are_interleaved),
+        (tpu_backward, "key_head", groups_are_interleaved),
+        (tpu_backward, "_bias_gradient", bias_gradient_of_the_first_row_only),
+    ],
 }
 CATCHERS = {
     "visible": "causal window",
@@ -171,6 +226,12 @@ CATCHERS = {
     "_add_bias_gradient": "bias",
     "_attend": "full",
     "keep_run": "dropout",
+    "whole": "causal",
+    "rule": "causal window",
+    "pairs": "full",
+    "bits": "dropout",
+    "key_head": "full",
+    "_bias_gradient": "bias of all rows, dropout",
 }
 # The same for a few queries against a cache, which blockwise reads by another path.
 DECODE_MUTANTS = [
