@@ -2,6 +2,7 @@
 
     pip install -r benchmarks/requirements.txt
     python -m benchmarks.attention [--preset=llama|bert|t5|long|decode] [--shapes=1,512,512,8,2,64,causal;...]
+    python -m benchmarks.attention --tune [--dtype=bfloat16] [--widths=64,128,256]  # block sizes of our kernels
     python -m benchmarks.attention --readme     # rewrites the section of benchmarks/README.md from the results
 
 Peers that are installed and run on the device join in; the others are listed with the reason. Nothing wrong is timed:
@@ -56,6 +57,11 @@ def main(argv: list[str]) -> None:
     if flags.readme:
         attention_report.write_readme(READMES / "README.md", pathlib.Path(flags.out))
         return
+    if flags.tune:
+        from benchmarks import attention_tune  # which imports this file
+
+        dtype = flags.dtype or "bfloat16"
+        return attention_tune.tune(dtype, [_width(word) for word in _words([flags.widths])], flags.repeats)
     own = [parse_case(text) for each in flags.shapes for text in each.split(";") if text.strip()]
     names = _words(flags.preset) or ([] if own else ["llama"])
     for name in names:
@@ -117,6 +123,10 @@ def _parse(argv: list[str]):
         "--repeats", type=int, default=15, help=f"rounds at most, within {SECONDS:.0f} s but at least 3"
     )
     parser.add_argument("--out", default=str(READMES / "results"), help="folder of the results")
+    parser.add_argument(
+        "--tune", action="store_true", help="only measure the block sizes of our kernels and write the best into llm"
+    )
+    parser.add_argument("--widths", default="64,128,256", help="head widths for --tune")
     parser.add_argument("--readme", action="store_true", help="only rewrite the section of benchmarks/README.md")
     flags = parser.parse_args(argv)
     if flags.repeats < 3:
@@ -126,6 +136,12 @@ def _parse(argv: list[str]):
 
 def _words(values: list[str]) -> list[str]:
     return [word.strip() for value in values for word in value.split(",") if word.strip()]
+
+
+def _width(word: str) -> int:
+    if not word.isdecimal() or not 0 < int(word) <= 256:
+        raise InputError(f"--widths: {word!r} is no head width from 1 to 256")
+    return int(word)
 
 
 def _chosen(names: list[str]) -> list[Implementation]:

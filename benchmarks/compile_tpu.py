@@ -20,6 +20,11 @@ import tempfile
 
 TOPOLOGIES = "v5e:2x2,v5p:2x2x1,v6e:2x2,tpu7x:2x2x1"
 KERNELS = ("ours", "flash", "splash")
+# Parts of the kernels' names in the dump. Of the bundled ones only these have their own.
+PASS_NAMES = {
+    "attention_backward": "dq, dk, dv", "bwd_dkv": "dk, dv", "bwd_dq": "dq", "mha_dkv": "dq, dk, dv",
+    "mha_fwd": "forward", "attention": "forward",
+}  # fmt: skip
 COLUMNS = ("bundles", "step", "spills", "vmem")
 
 
@@ -40,13 +45,13 @@ def main() -> int:
         return 0
     rows, failed = [], False
     print(f"causal, bfloat16, B {args.batch} T {args.length} N {args.heads} H {args.width}, blocks of {args.block}")
-    print(f"{'topology':13}{'kernel':8}{'pass':34}" + "".join(f"{c:>10}" for c in COLUMNS))
+    print(f"{'topology':13}{'kernel':8}{'pass':12}" + "".join(f"{c:>10}" for c in COLUMNS))
     for topology in args.topologies.split(","):
         for kernel in KERNELS:
             figures, error = figures_of(topology, kernel, args)
             failed |= kernel == "ours" and not figures
             for name, figure in figures.items():
-                print(f"{topology:13}{kernel:8}{name[:33]:34}" + "".join(f"{figure[c]:>10,}" for c in COLUMNS))
+                print(f"{topology:13}{kernel:8}{name:12}" + "".join(f"{figure[c]:>10,}" for c in COLUMNS))
                 rows.append({"topology": topology, "kernel": kernel, "pass": name, **figure})
             if error:
                 print(f"{topology:13}{kernel:8}does not compile: {error}")
@@ -78,9 +83,10 @@ def read_dump(folder: pathlib.Path) -> dict[str, dict[str, int]]:
     result = {}
     for path in sorted(folder.glob("*-final_bundles.txt")):
         text = path.read_text()
-        if "schedule-analysis" in path.name or "custom-call" not in text[-3000:]:
-            continue
         stamp, name = path.name.rsplit("-", 2)[0].split("-", 1)
+        pass_name = next((says for part, says in PASS_NAMES.items() if part in name), None)
+        if "schedule-analysis" in path.name or pass_name is None:
+            continue
         address = step = spills = 0
         open_regions: list[list] = []  # [name, first bundle, whether it holds others]
         for line in text.splitlines():
@@ -102,7 +108,7 @@ def read_dump(folder: pathlib.Path) -> dict[str, dict[str, int]]:
                         step = max(step, address - start + 1)
         allocations = next(folder.glob(f"{stamp}-{name}-*-pre-finalize-registers-and-allocations.txt")).read_text()
         sizes = re.findall(r"space=vmem, size = (0x[0-9a-f]+)", allocations)
-        result[name] = {
+        result[pass_name] = {
             "bundles": address + 1, "step": step, "spills": spills, "vmem": sum(int(size, 16) for size in sizes)
         }  # fmt: skip
     return result
@@ -114,32 +120,34 @@ def compile_kernel(topology: str, kernel: str, args) -> None:
     import jax.numpy as jnp
     from jax.experimental import topologies
 
+    from llm.attention.target import compiling_for
+
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     B, T, N, H = args.batch, args.length, args.heads, args.width
-    loss = {"ours": ours, "flash": flash, "splash": splash}[kernel](device, args)
+    loss = {"ours": ours, "flash": flash, "splash": splash}[kernel](args)
     shape = (B, T, N, H) if kernel == "ours" else (B, N, T, H)
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=jax.sharding.SingleDeviceSharding(device))
     # The sum of squares keeps the output, and with it the forward pass, in the program.
     grad = jax.grad(lambda q, k, v: jnp.square(loss(q, k, v).astype(jnp.float32)).sum(), (0, 1, 2))
-    jax.jit(grad).trace(x, x, x).lower(lowering_platforms=("tpu",)).compile()
+    with compiling_for("tpu", device.device_kind):
+        lowered = jax.jit(grad).trace(x, x, x).lower(lowering_platforms=("tpu",))
+    lowered.compile()
 
 
-def ours(device, args):
+def ours(args):
     """llm.attention with mosaic_tpu, (B, T, N, H)."""
-    from llm.attention import Mask, attention, block_sizes
-    from llm.attention.target import compiling_for
-
-    sizes = block_sizes.Blocks(args.block, args.block)
-    block_sizes.of_tpu = lambda *_: sizes
+    from llm.attention import Mask, attention
+    from llm.attention.block_sizes import Blocks, using
 
     def call(q, k, v):
-        with compiling_for("tpu", device.device_kind):
+        sizes = Blocks(args.block, args.block)
+        with using("mosaic_tpu", forward=sizes, backward=sizes):
             return attention(q, k, v, mask=Mask(causal=True), implementation="mosaic_tpu")
 
     return call
 
 
-def flash(device, args):
+def flash(args):
     """jax.experimental.pallas.ops.tpu.flash_attention, (B, N, T, H)."""
     from jax.experimental.pallas.ops.tpu import flash_attention as module
 
@@ -148,7 +156,7 @@ def flash(device, args):
     return functools.partial(module.flash_attention, causal=True, sm_scale=args.width**-0.5, block_sizes=sizes)
 
 
-def splash(device, args):
+def splash(args):
     """jax.experimental.pallas.ops.tpu.splash_attention with its fused backward pass, (B, N, T, H)."""
     import jax
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as module

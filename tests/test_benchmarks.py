@@ -1,5 +1,6 @@
 """benchmarks.attention: launched as a user does; it refuses to time wrong numbers, and its results have every field."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -9,12 +10,16 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import attention, attention_cases, attention_report
+from benchmarks import attention, attention_cases, attention_report, attention_tune
 from llm.attention import api
+from llm.attention.block_sizes import Blocks
+from llm.attention.target import compiling_for
 from llm.errors import RunFailed
 from tests import helpers
 from tests.attention import oracle as definition
 from tests.helpers import assert_refused
+
+block_sizes = importlib.import_module("llm.attention.block_sizes")
 
 FIELDS = {
     "shape", "dtype", "implementation", "pass", "ours", "length", "median_ms", "spread_ms", "rounds", "tflops",
@@ -156,3 +161,36 @@ def test_readme_section_is_made_from_the_results(tmp_path):
     assert "| a | float32 | forward | 3 | 25% | torch sdpa | 2 | **1.50** |" in text
     assert "| b | float32 | forward | 3.1 | 25% | torch sdpa | 3 | 1.03 |" in text
     assert text.count("x the time of") == 1 and "- a, float32, forward: 1.50x the time of torch sdpa" in text
+
+
+def test_tune_writes_the_fastest_sizes_and_attention_then_uses_them(tmp_path, monkeypatch, capsys):
+    """In the interpreter, on sizes that it can do; the time there means nothing, the table that is written does."""
+    table = tmp_path / "block_sizes.json"
+    table.write_text('{"another card": {"x": [1, 2, 3]}}')
+    monkeypatch.setattr(block_sizes, "TABLE", table)
+    candidates = [Blocks(16, 16), Blocks(32, 16)]
+    monkeypatch.setattr(
+        block_sizes, "CANDIDATES", {("mosaic_tpu", "forward"): candidates, ("mosaic_tpu", "backward"): candidates}
+    )
+    monkeypatch.setattr(attention_tune, "CANDIDATES", block_sizes.CANDIDATES)
+    block_sizes.measured.cache_clear()
+    with compiling_for("tpu", "a test's TPU", interpret=True):
+        attention_tune.tune("float32", [128], 3, shape=(1, 48, 48, 2, 1))
+        written = json.loads(table.read_text())
+        assert written["another card"] == {"x": [1, 2, 3]}
+        entries = written["a test's TPU"]
+        assert set(entries) == {"mosaic_tpu forward 128 32 bit", "mosaic_tpu backward 128 32 bit"}
+        block_sizes.measured.cache_clear()
+        for which in ("forward", "backward"):
+            sizes = block_sizes.block_sizes("mosaic_tpu", which, "a test's TPU", 128, "float32")
+            assert [sizes.q_block, sizes.k_block, sizes.stages] == entries[f"mosaic_tpu {which} 128 32 bit"]
+            other = block_sizes.block_sizes("mosaic_tpu", which, "another card", 128, "float32")
+            assert other == block_sizes.DEFAULTS["mosaic_tpu", which][128]
+    block_sizes.measured.cache_clear()
+    shown = capsys.readouterr().out
+    assert "forward 128: 512 x 512" in shown and "the default" in shown and "backward 128: 32 x 16" in shown
+
+
+def test_tune_refuses_a_platform_without_a_kernel_of_ours():
+    assert_refused(launch("--tune"), "--tune: there is no attention kernel of ours for the platform cpu to tune")
+    assert_refused(launch("--tune", "--widths=64,x"), "--widths: 'x' is no head width from 1 to 256")

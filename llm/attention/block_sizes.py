@@ -1,38 +1,81 @@
-"""Queries and keys of a block of our Pallas kernels, by device kind, head width and dtype.
+"""Block sizes of our Pallas kernels by device kind, pass, head width and dtype.
 
-`python -m benchmarks.attention --tune` measures candidates on the device at hand and prints lines for `MEASURED`.
+What was measured on a device is in `block_sizes.json` beside this file; `python -m benchmarks.attention --tune`
+measures the candidates on the device at hand and writes them there. Where nothing was measured, `DEFAULTS` holds:
+sizes that compile, fit the memory of the chip and do not spill on every generation that is checked.
 """
 
+import contextlib
 import dataclasses
+import functools
+import json
+import pathlib
 
 import jax.numpy as jnp
+
+TABLE = pathlib.Path(__file__).with_suffix(".json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Sizes of one kernel call: queries and keys of a block, and blocks of keys in flight at once (GPU only)."""
+    """Queries and keys of a block; on GPUs also how many blocks of the ring in shared memory are in flight."""
 
     q_block: int
     k_block: int
     stages: int = 2
 
 
-# (device kind, pass, head width, bytes of a number) -> sizes. Passes: "forward", "backward" on TPU; "forward", "dq",
-# "dkv" on GPU. Only what was measured on the device stands here.
-MEASURED: dict[tuple[str, str, int, int], Blocks] = {}
-
-# Where nothing was measured: sizes that compile without spills and fit on-chip memory on every generation that the
-# tests compile for.
-_TPU = {
-    ("forward", 128): Blocks(512, 512),
-    ("forward", 256): Blocks(512, 512),
-    ("backward", 128): Blocks(512, 512),
-    ("backward", 256): Blocks(256, 512),
+# (kernel, pass) -> {head width, padded as the kernel pads it: sizes}; wider heads have those of the widest.
+DEFAULTS: dict[tuple[str, str], dict[int, Blocks]] = {
+    ("mosaic_tpu", "forward"): {128: Blocks(512, 512), 256: Blocks(512, 512), 512: Blocks(128, 256)},
+    ("mosaic_tpu", "backward"): {128: Blocks(512, 512), 256: Blocks(256, 512), 512: Blocks(128, 256)},
+    ("mosaic_gpu", "forward"): {64: Blocks(128, 128, 3), 128: Blocks(128, 128, 2), 256: Blocks(128, 64, 2)},
+    ("mosaic_gpu", "dq"): {64: Blocks(128, 64, 4), 128: Blocks(128, 64, 3), 256: Blocks(128, 32, 3)},
+    ("mosaic_gpu", "dkv"): {64: Blocks(64, 128, 4), 128: Blocks(64, 128, 3), 256: Blocks(32, 64, 4)},
+    ("mosaic_gpu", "decode"): {64: Blocks(64, 128, 4), 128: Blocks(64, 64, 4), 256: Blocks(64, 64, 2)},
 }
-_TPU_WIDER = Blocks(128, 256)
+# What --tune tries, beside the default. What does not compile or fit on a device is left out there.
+CANDIDATES: dict[tuple[str, str], list[Blocks]] = {
+    ("mosaic_tpu", "forward"): [Blocks(q, k) for q in (256, 512, 1024) for k in (256, 512, 1024)],
+    ("mosaic_tpu", "backward"): [Blocks(q, k) for q in (256, 512, 1024) for k in (256, 512, 1024)],
+    ("mosaic_gpu", "forward"): [Blocks(128, k, stages) for k in (64, 80, 96, 128, 160) for stages in (2, 3, 4)],
+    ("mosaic_gpu", "dq"): [Blocks(128, k, stages) for k in (32, 64, 96, 128) for stages in (2, 3, 4)],
+    ("mosaic_gpu", "dkv"): [Blocks(q, k, stages) for q in (32, 64, 128) for k in (64, 128) for stages in (2, 3, 4)],
+    ("mosaic_gpu", "decode"): [Blocks(64, k, stages) for k in (64, 128) for stages in (2, 3, 4, 6)],
+}
+
+_chosen: dict[tuple[str, str], Blocks] = {}
 
 
-def of_tpu(kind: str, which: str, width: int, dtype) -> Blocks:
-    """Sizes for a TPU kernel whose heads are padded to `width`, a multiple of 128."""
-    measured = MEASURED.get((kind, which, width, jnp.dtype(dtype).itemsize))
-    return measured or _TPU.get((which, width), _TPU_WIDER)
+def block_sizes(kernel: str, which: str, kind: str, width: int, dtype) -> Blocks:
+    """The sizes of one pass of a kernel on a device of this kind, for heads padded to `width`."""
+    if (kernel, which) in _chosen:
+        return _chosen[kernel, which]
+    found = measured().get(kind, {}).get(key(kernel, which, width, dtype))
+    if found:
+        return Blocks(*found)
+    defaults = DEFAULTS[kernel, which]
+    return defaults[min((w for w in defaults if w >= width), default=max(defaults))]
+
+
+def key(kernel: str, which: str, width: int, dtype) -> str:
+    """The name of an entry in the table of a device: sizes go by the bytes of a number, not by its kind."""
+    return f"{kernel} {which} {width} {8 * jnp.dtype(dtype).itemsize} bit"
+
+
+@functools.cache
+def measured() -> dict[str, dict[str, list[int]]]:
+    """{device kind: {key: [q_block, k_block, stages]}}, as the tuner wrote it."""
+    return json.loads(TABLE.read_text())
+
+
+@contextlib.contextmanager
+def using(kernel: str, **sizes: Blocks):
+    """Calls traced inside use these sizes for the passes named (tuning, tests)."""
+    before = dict(_chosen)
+    _chosen.update({(kernel, which): blocks for which, blocks in sizes.items()})
+    try:
+        yield
+    finally:
+        _chosen.clear()
+        _chosen.update(before)

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from llm.attention import block_sizes, blocks
+from llm.attention import blocks
 from llm.attention import mosaic_tpu_backward as backward
 from llm.attention.bias import BucketBias
+from llm.attention.block_sizes import Blocks, block_sizes
 from llm.attention.blocks import Plan
 from llm.attention.mosaic_tpu_tile import LANES, Call, Tile, key_head, operands, rows_of, steps, tall, wide
 from llm.attention.target import target
@@ -60,12 +61,15 @@ def mosaic_tpu(
     )  # fmt: skip
     widest = tall(max(H, v_BSKH.shape[3]), LANES)
     here = target()
-    sizes = {which: block_sizes.of_tpu(here.kind, which, widest, q_BTNH.dtype) for which in ("forward", "backward")}
-    call = Call(*(_fitted(whole, sizes[which]) for which in ("forward", "backward")), here.interpret)
+    plans = (
+        _fitted(whole, block_sizes("mosaic_tpu", which, here.kind, widest, q_BTNH.dtype))
+        for which in ("forward", "backward")
+    )
+    call = Call(*plans, here.interpret)
     return _attend(call, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, dropout_words)
 
 
-def _fitted(plan: Plan, sizes: block_sizes.Blocks) -> Plan:
+def _fitted(plan: Plan, sizes: Blocks) -> Plan:
     """The plan with blocks no longer than the call, in whole registers."""
     q_block, k_block = min(sizes.q_block, tall(plan.queries, LANES)), min(sizes.k_block, tall(plan.keys, LANES))
     return dataclasses.replace(plan, q_block=q_block, k_block=k_block)
@@ -108,9 +112,7 @@ def _forward(call: Call, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dtype) -> tu
     folds = T <= DECODE_QUERIES and G > 1 and plan.dropout_rate == 0 and not isinstance(bias, BucketBias)
     if folds:
         q_BTNH, bias, mask = fold(plan, q_BTNH, bias, mask)
-        plan = _fitted(
-            dataclasses.replace(plan, queries=G * T, group=1), block_sizes.Blocks(tall(G * T, LANES), plan.k_block)
-        )
+        plan = _fitted(dataclasses.replace(plan, queries=G * T, group=1), Blocks(tall(G * T, LANES), plan.k_block))
     given = operands(plan, mask, bias, words, major="q", at=lambda b, n, p: (b, n, p))
     q, k, v = (wide(x, block) for x, block in ((q_BTNH, plan.q_block), (k_BSKH, plan.k_block), (v_BSKH, plan.k_block)))
     q_width, v_width = q.shape[2] // q_BTNH.shape[2], v.shape[2] // K

@@ -1,7 +1,6 @@
 """The TPU kernels: what they compile to on four generations, races and bounds, and the list of pairs they visit."""
 
 import dataclasses
-import importlib
 import os
 
 import jax
@@ -13,13 +12,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from llm.attention import BucketBias, Mask, attention
 from llm.attention import mosaic_tpu_tile as tile
-from llm.attention.block_sizes import Blocks
+from llm.attention.block_sizes import Blocks, using
 from llm.attention.blocks import Plan
 from llm.attention.target import compiling_for
 from tests.attention import oracle
 from tests.conformance.attention import CASES, inputs
-
-block_sizes = importlib.import_module("llm.attention.block_sizes")
 
 # The compilation cache that tests share cannot read programs for devices that are not here, and warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
@@ -122,11 +119,10 @@ SAFETY = {
 
 
 @pytest.mark.parametrize("name", SAFETY)
-def test_no_races_and_nothing_out_of_bounds(name, monkeypatch):
+def test_no_races_and_nothing_out_of_bounds(name):
     """In the interpreter that runs grid steps on two cores, raises out of bounds and fills memory with NaN."""
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 
-    monkeypatch.setattr(block_sizes, "of_tpu", lambda *_: Blocks(128, 128))
     rng, (B, T, S, N, K, H) = np.random.default_rng(0), (2, 140, 260, 2, 1, 32)
     q, k, v, weight = (
         jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((B, T, N, H), *[(B, S, K, H)] * 2, (B, T, N, H))
@@ -147,7 +143,11 @@ def test_no_races_and_nothing_out_of_bounds(name, monkeypatch):
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
 
     parameters = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
-    with compiling_for("tpu", "interpreter", interpret=parameters):
+    blocks = Blocks(128, 128)
+    with (
+        compiling_for("tpu", "interpreter", interpret=parameters),
+        using("mosaic_tpu", forward=blocks, backward=blocks),
+    ):
         got = jax.device_get(gradients("mosaic_tpu"))
     assert interpreter.races.races_found is False
     for have, want in zip(jax.tree.leaves(got), jax.tree.leaves(gradients("reference"))):

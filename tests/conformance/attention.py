@@ -16,13 +16,13 @@ import numpy as np
 
 from llm.attention import IMPLEMENTATIONS, BucketBias, Mask, attention
 from llm.attention.api import why_not_here
-from llm.attention.block_sizes import Blocks
+from llm.attention.block_sizes import Blocks, using
 from llm.attention.dropout import key_words
 from llm.attention.target import compiling_for
 from tests.attention import oracle
 
-blockwise, block_sizes, mosaic_tpu_backward = (
-    importlib.import_module(f"llm.attention.{name}") for name in ("blockwise", "block_sizes", "mosaic_tpu_backward")
+blockwise, mosaic_tpu_backward = (
+    importlib.import_module(f"llm.attention.{name}") for name in ("blockwise", "mosaic_tpu_backward")
 )
 
 
@@ -261,8 +261,8 @@ def tpu_interpreted():
 def tpu_in_small_blocks():
     """The same with blocks of 8, and a backward pass that keeps no more than two blocks of keys on the chip."""
     two_blocks = 2 * 8 * 4 * (128 + 128)
-    with replaced(block_sizes, of_tpu=lambda *_: Blocks(8, 8)):
-        with replaced(mosaic_tpu_backward, RESIDENT_BYTES=two_blocks), tpu_interpreted():
+    with using("mosaic_tpu", forward=Blocks(8, 8), backward=Blocks(8, 8)), tpu_interpreted():
+        with replaced(mosaic_tpu_backward, RESIDENT_BYTES=two_blocks):
             yield
 
 
