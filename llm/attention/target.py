@@ -40,12 +40,22 @@ def target() -> Target:
 
 @contextlib.contextmanager
 def compiling_for(platform: str, kind: str, **more):
-    """Calls traced inside are for another device than this process has (ahead-of-time compilation, interpreters).
+    """What is traced and lowered inside is for another device than this process has.
 
-    Arguments are the attributes of `Target`.
+    For ahead-of-time compilation and interpreters; the arguments are the attributes of `Target`.
     """
     _chosen.append(Target(platform, kind, **more))
     try:
-        yield
+        with _known_to_pallas(_chosen[-1]):
+            yield
     finally:
         _chosen.pop()
+
+
+def _known_to_pallas(device: Target):
+    """Pallas asks for the generation of a TPU while lowering; it finds it in the mesh, if that is of other devices."""
+    if device.platform != "tpu" or device.interpret:
+        return contextlib.nullcontext()
+    described = jax.sharding.AbstractDevice(device.kind, num_cores=1, platform="tpu")
+    axes = dict(axis_types=(jax.sharding.AxisType.Auto,), abstract_device=described)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("device",), **axes))
