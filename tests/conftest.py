@@ -5,11 +5,12 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Before anything imports jax: a worker of pytest-xdist inherits the choice of the process that started it.
+# Before anything imports jax.
 ON_DEVICE = any(mark in argument for argument in sys.argv for mark in ("-mgpu", "-mtpu")) or any(
     flag == "-m" and expression in ("gpu", "tpu") for flag, expression in zip(sys.argv, sys.argv[1:])
 )
-if not ON_DEVICE:
+# A worker of pytest-xdist inherits the choice of the process that started it.
+if not ON_DEVICE and "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from llm.attention import cudnn, dropout, mosaic_tpu
+from llm.attention import cudnn, dropout, mosaic_gpu, mosaic_tpu
 from llm.attention.bias import BucketBias
 from llm.attention.blockwise import blockwise
 from llm.attention.mask import Mask
@@ -19,10 +19,11 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "reference": reference,
     "blockwise": blockwise,
     "cudnn": cudnn.cudnn,
+    "mosaic_gpu": mosaic_gpu.mosaic_gpu,
     "mosaic_tpu": mosaic_tpu.mosaic_tpu,
 }
 # Those that do not run everywhere: each module says what it lacks for a call, and why it cannot run here.
-PARTIAL: dict[str, types.ModuleType] = {"cudnn": cudnn, "mosaic_tpu": mosaic_tpu}
+PARTIAL: dict[str, types.ModuleType] = {"cudnn": cudnn, "mosaic_gpu": mosaic_gpu, "mosaic_tpu": mosaic_tpu}
 WITHOUT_LSE = {"cudnn"}
 # What "auto" tries on each platform, the first that has everything a call asks for; blockwise has.
 PREFERRED = {"tpu": ("mosaic_tpu",), "gpu": ("mosaic_gpu", "cudnn")}

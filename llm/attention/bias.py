@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 
 
 def relative_position_bucket(
-    relative_position: jax.Array, *, bidirectional: bool, buckets: int = 32, max_distance: int = 128
+    relative_position: jax.Array, *, bidirectional: bool, buckets: int = 32, max_distance: int = 128, xp: Any = jnp
 ) -> jax.Array:
     """Bucket of each relative position (key position minus query position), an int32 array of the same shape.
 
@@ -18,18 +19,18 @@ def relative_position_bucket(
     beyond share the last. Bidirectional stacks use half of the buckets for keys after the query; causal ones put
     every key after the query into bucket 0. Source: Raffel et al. 2020 (T5), section 2.1.
     """
-    offset = jnp.zeros_like(relative_position)
+    offset = xp.zeros_like(relative_position)
     if bidirectional:
         buckets //= 2
-        offset = jnp.where(relative_position > 0, buckets, 0)
-        distance = jnp.abs(relative_position)
+        offset = xp.where(relative_position > 0, buckets, 0)
+        distance = xp.abs(relative_position)
     else:
-        distance = jnp.maximum(-relative_position, 0)
+        distance = xp.maximum(-relative_position, 0)
     exact = buckets // 2
     # float32 whatever the model's dtype: in bfloat16 neighbouring distances would share a logarithm.
-    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
+    ratio = xp.log(xp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
     far = exact + (ratio * (buckets - exact)).astype(jnp.int32)
-    return offset + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1)).astype(jnp.int32)
+    return offset + xp.where(distance < exact, distance, xp.minimum(far, buckets - 1)).astype(jnp.int32)
 
 
 @functools.partial(
@@ -61,18 +62,14 @@ class BucketBias:
         """
         reach, far = self.max_distance + 1, 2**30
         relative = np.arange(-reach, reach + 1)
-        with jax.ensure_compile_time_eval():
-            bucket = np.asarray(
-                relative_position_bucket(
-                    jnp.asarray(relative),
-                    bidirectional=self.bidirectional,
-                    buckets=self.table_RN.shape[0],
-                    max_distance=self.max_distance,
-                )
-            )
+        buckets, settings = (
+            self.table_RN.shape[0],
+            dict(bidirectional=self.bidirectional, max_distance=self.max_distance),
+        )
+        bucket = relative_position_bucket(relative, buckets=buckets, xp=np, **settings)
         # Beyond max_distance on either side the bucket stays what it is at the end.
         relative[0], relative[-1] = -far, far
-        result = np.array([[1, 0]] * self.table_RN.shape[0], np.int32)
+        result = np.array([[1, 0]] * buckets, np.int32)
         for r in np.unique(bucket):
             result[r] = relative[bucket == r].min(), relative[bucket == r].max()
         return result

@@ -38,7 +38,7 @@ DEFAULTS: dict[tuple[str, str], dict[int, Blocks]] = {
 CANDIDATES: dict[tuple[str, str], list[Blocks]] = {
     ("mosaic_tpu", "forward"): [Blocks(q, k) for q in (256, 512, 1024) for k in (256, 512, 1024)],
     ("mosaic_tpu", "backward"): [Blocks(q, k) for q in (256, 512, 1024) for k in (256, 512, 1024)],
-    ("mosaic_gpu", "forward"): [Blocks(128, k, stages) for k in (64, 80, 96, 128, 160) for stages in (2, 3, 4)],
+    ("mosaic_gpu", "forward"): [Blocks(128, k, stages) for k in (64, 96, 128, 160) for stages in (2, 3, 4)],
     ("mosaic_gpu", "dq"): [Blocks(128, k, stages) for k in (32, 64, 96, 128) for stages in (2, 3, 4)],
     ("mosaic_gpu", "dkv"): [Blocks(q, k, stages) for q in (32, 64, 128) for k in (64, 128) for stages in (2, 3, 4)],
     ("mosaic_gpu", "decode"): [Blocks(64, k, stages) for k in (64, 128) for stages in (2, 3, 4, 6)],

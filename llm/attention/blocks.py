@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm.attention import dropout
 from llm.attention.bias import BucketBias
@@ -52,10 +53,17 @@ class Plan:
         return jnp.einsum(subscripts, a, b, precision=self.precision, preferred_element_type=jnp.float32)
 
 
+def array_module(x):
+    """numpy for its arrays, else jax.numpy: what is known while tracing is computed at once, whatever the mesh."""
+    return np if isinstance(x, np.ndarray) else jnp
+
+
 def pad(x: jax.Array, axis: int, size: int, **how) -> jax.Array:
     """Pads an axis to a multiple of `size`."""
     short = -x.shape[axis] % size
-    return jnp.pad(x, [(0, short if i == axis % x.ndim else 0) for i in range(x.ndim)], **how) if short else x
+    return (
+        array_module(x).pad(x, [(0, short if i == axis % x.ndim else 0) for i in range(x.ndim)], **how) if short else x
+    )
 
 
 def pad_scores(plan: Plan, x: jax.Array) -> jax.Array:
@@ -71,6 +79,16 @@ def group_heads(x: jax.Array, key_heads: int) -> jax.Array:
     return x.reshape(b, 1, 1, *rest) if n == 1 else x.reshape(b, key_heads, n // key_heads, *rest)
 
 
+def fold_scores(plan: Plan, x: jax.Array | None) -> jax.Array | None:
+    """(B or 1, N or 1, T or 1, S or 1) -> (.., K or 1, G T or 1, S or 1): the heads of a group as rows."""
+    if x is None or x.shape[1:3] == (1, 1):
+        return x
+    b, n, t, s = x.shape
+    G, T, K = (plan.group, plan.queries, 1 if n == 1 else plan.key_heads)
+    x = jnp.broadcast_to(x.reshape(b, K, 1 if n == 1 else G, t, s), (b, K, G, T, s))
+    return x.reshape(b, K, G * T, s)
+
+
 @dataclasses.dataclass(frozen=True)
 class Geometry:
     """Positions and segments of one part split into blocks, (blocks, rows or 1, block)."""
@@ -83,12 +101,16 @@ class Geometry:
 
 
 def geometry(plan: Plan, mask: Mask) -> Geometry:
-    """Splits what a mask says of single queries and keys into blocks."""
+    """Splits what a mask says of single queries and keys into blocks.
+
+    Of a mask without arrays it is made of numpy arrays, and so is what `needed` and `whole` give.
+    """
 
     def split(x, block, **how):
         return pad(x, 1, block, **how).reshape(x.shape[0], -1, block).transpose(1, 0, 2)
 
-    q_positions, k_positions = mask.positions(plan.queries, plan.keys)
+    xp = jnp if jax.tree.leaves(mask) else np
+    q_positions, k_positions = mask.positions(plan.queries, plan.keys, xp)
     q_segments = k_segments = None
     if mask.q_segments_BT is not None and mask.kv_segments_BS is not None:
         q_segments, k_segments = split(mask.q_segments_BT, plan.q_block), split(mask.kv_segments_BS, plan.k_block)
@@ -108,7 +130,7 @@ def needed(plan: Plan, g: Geometry) -> jax.Array:
     """
     q_low, q_high = g.q_positions.min(-1)[:, None], g.q_positions.max(-1)[:, None]
     k_low, k_high = g.k_positions.min(-1)[None], g.k_positions.max(-1)[None]
-    result = jnp.ones((plan.q_blocks, plan.k_blocks, 1), bool)
+    result = array_module(g.q_positions).ones((plan.q_blocks, plan.k_blocks, 1), bool)
     if g.mask.causal:
         reach = k_low <= q_high
         if g.mask.prefix_lengths_B is not None:
@@ -138,8 +160,8 @@ def whole(plan: Plan, g: Geometry) -> jax.Array:
     """
     q_low, q_high = g.q_positions.min(-1)[:, None], g.q_positions.max(-1)[:, None]
     k_low, k_high = g.k_positions.min(-1)[None], g.k_positions.max(-1)[None]
-    result = ((jnp.arange(plan.k_blocks) + 1) * plan.k_block <= plan.keys)[None, :, None]
-    result &= jnp.full((plan.q_blocks, 1, 1), g.mask.dense_BNTS is None)
+    complete = ((np.arange(plan.k_blocks) + 1) * plan.k_block <= plan.keys)[None, :, None]
+    result = array_module(g.q_positions).asarray(complete & np.full((plan.q_blocks, 1, 1), g.mask.dense_BNTS is None))
     if g.mask.causal:
         before = k_high <= q_low
         if g.mask.prefix_lengths_B is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +53,13 @@ class Mask:
     prefix_lengths_B: jax.Array | None = None
     dense_BNTS: jax.Array | None = None
 
-    def positions(self, queries: int, keys: int) -> tuple[jax.Array, jax.Array]:
-        """Positions of queries and keys, each of shape (B or 1, length), the defaults filled in."""
+    def positions(self, queries: int, keys: int, xp: Any = jnp) -> tuple[jax.Array, jax.Array]:
+        """Positions of queries and keys, each of shape (B or 1, length), the defaults filled in as arrays of `xp`."""
         q, kv = self.q_positions_BT, self.kv_positions_BS
         if q is None:
-            q = jnp.arange(keys - queries, keys, dtype=jnp.int32)[None]
+            q = xp.arange(keys - queries, keys, dtype=jnp.int32)[None]
         if kv is None:
-            kv = jnp.arange(keys, dtype=jnp.int32)[None]
+            kv = xp.arange(keys, dtype=jnp.int32)[None]
         # Distances are differences: an unsigned position would wrap.
         return q.astype(jnp.int32), kv.astype(jnp.int32)
 

@@ -23,78 +23,29 @@ from llm.attention import mosaic_gpu_backward as backward
 from llm.attention import mosaic_gpu_decode as decode
 from llm.attention import mosaic_gpu_tiles as tiles
 from llm.attention.bias import BucketBias
+from llm.attention.block_sizes import Blocks, block_sizes
 from llm.attention.mask import Mask
-from llm.attention.mosaic_gpu_tiles import ROWS, Settings, Side, Sizes, Tile
+from llm.attention.mosaic_gpu_tiles import ROWS, Settings, Side, Tile
 from llm.attention.pallas_versions import launch, matrices, spread
+from llm.attention.target import target
 
-# Parameters of the Mosaic GPU interpreter (`pallas_versions.interpreter()`) to run without a device, else None.
-INTERPRET = None
-WIDTHS = (64, 128, 256)
-FORWARD = {64: Sizes(128, 128, 3), 128: Sizes(128, 128, 2), 256: Sizes(128, 64, 2)}
-DQ = {64: Sizes(128, 64, 4), 128: Sizes(128, 64, 3), 256: Sizes(128, 32, 3)}
-DKV = {64: Sizes(64, 128, 4), 128: Sizes(64, 128, 3), 256: Sizes(32, 64, 4)}
-MOST_BUCKETS = 64
 HOPPER_MULTIPROCESSORS = 132
 
-
-def sizes(width: int, features: int) -> tuple[Sizes, Sizes, Sizes]:
-    """Block sizes of the forward, the dq and the dk and dv kernel that need no more registers than there are.
-
-    `features` counts soft cap, bias and dropout: each keeps something of a tile in registers.
-    """
-    forward_, dq, dkv = FORWARD[width], DQ[width], DKV[width]
-    if features < 2:
-        return forward_, dq, dkv
-    return (
-        dataclasses.replace(forward_, k_block=max(32, forward_.k_block // 2)),
-        dataclasses.replace(dq, k_block=max(32, dq.k_block // 2)),
-        dataclasses.replace(dkv, q_block=max(32, dkv.q_block // 2)),
-    )
+WIDTHS = (64, 128, 256)
+MOST_BUCKETS = 64
 
 
 def why_not_here() -> str | None:
-    """Why the kernels cannot run in this process, or None when they can."""
-    platform = jax.default_backend()
-    if platform != "gpu":
-        return f"needs an NVIDIA GPU of compute capability 9.x, the platform here is {platform}"
-    capability = getattr(jax.local_devices()[0], "compute_capability", "unknown")
-    return None if str(capability).startswith("9.") else f"needs compute capability 9.x, here it is {capability}"
+    """Why the kernels cannot run on the device compiled for, or None when they can."""
+    here = target()
+    if here.platform != "gpu":
+        return f"needs an NVIDIA GPU of compute capability 9.x, the platform here is {here.platform}"
+    return (
+        None if str(here.capability).startswith("9.") else f"needs compute capability 9.x, here it is {here.capability}"
+    )
 
 
-def mosaic_gpu(
-    q_BTNH, k_BSKH, v_BSKH, *, mask: Mask, bias, scale, softcap, sinks_N, dropout_rate, dropout_words, precision
-) -> tuple[jax.Array, jax.Array]:
-    """Attention by our Hopper kernels. Returns out_BTNH in the dtype of q and lse_BTN in float32.
-
-    `precision` is the tensor cores' own: half-precision products summed in float32. A key length that is no multiple
-    of the block costs a padded copy of k and v. The gradient of an array bias with both a T and an S axis writes the
-    gradient of the scores, float32 (B, N, T, S); others stay small. It is computed only where it is used.
-
-    Raises:
-        NotImplementedError: a dtype or width that the kernels lack, or a device without them, naming it.
-    """
-    lacking = _lacks(q_BTNH, k_BSKH, v_BSKH, bias) or (why_not_here() if INTERPRET is None else None)
-    if lacking is not None:
-        raise NotImplementedError(f"attention: mosaic_gpu {lacking}")
-    B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    value_width = v_BSKH.shape[3]
-    if 0 in (B, T, S, N):
-        out = jnp.zeros((B, T, N, value_width), q_BTNH.dtype)
-        lse = jnp.full((B, T, N), -jnp.inf)
-        return out, lse if sinks_N is None else jnp.broadcast_to(sinks_N.astype(jnp.float32), lse.shape)
-    width = next(w for w in WIDTHS if w >= max(H, value_width))
-    s = Settings(
-        B, T, S, N, N // K, width, H**-0.5 if scale is None else scale, softcap, dropout_rate,
-        Mask(mask.causal, mask.window), *sizes(width, (softcap is not None) + (bias is not None) + (dropout_rate > 0)),
-        multiprocessors() if INTERPRET is None else 2, INTERPRET,
-    )  # fmt: skip
-    q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[3])]) for x in (q_BTNH, k_BSKH, v_BSKH))
-    out, lse = attend(s, q, k, v, bias, sinks_N, mask, dropout_words)
-    return out[..., :value_width], lse
-
-
-def _lacks(q, k, v, bias) -> str | None:
+def lacks(q, k, v, *, bias, **asked) -> str | None:
     """The first thing asked for that the kernels do not have."""
     width = max(q.shape[3], v.shape[3])
     buckets = bias.table_RN.shape[0] if isinstance(bias, BucketBias) else 0
@@ -107,9 +58,48 @@ def _lacks(q, k, v, bias) -> str | None:
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def multiprocessors() -> int:
-    """How many blocks of threads run at a time: the multiprocessors of the device."""
-    return getattr(jax.devices()[0], "core_count", None) or HOPPER_MULTIPROCESSORS
+def mosaic_gpu(
+    q_BTNH, k_BSKH, v_BSKH, *, mask: Mask, bias, scale, softcap, sinks_N, dropout_rate, dropout_words, precision
+) -> tuple[jax.Array, jax.Array]:
+    """Attention by our Hopper kernels. Returns out_BTNH in the dtype of q and lse_BTN in float32.
+
+    For calls of which `lacks` says nothing. `precision` is the tensor cores' own: half-precision products summed in
+    float32. A head width is padded to the next of `WIDTHS`, and a length that is no multiple of the block costs a
+    padded copy. The gradient of an array bias with both a T and an S axis writes the gradient of the scores, float32
+    (B, N, T, S); others stay small. It is computed only where it is used.
+    """
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    value_width = v_BSKH.shape[3]
+    if 0 in (B, T, S, N):
+        return blocks.nothing(q_BTNH, v_BSKH, sinks_N)
+    width = next(w for w in WIDTHS if w >= max(H, value_width))
+    features = (softcap is not None) + (bias is not None) + (dropout_rate > 0)
+    here = target()
+    s = Settings(
+        B, T, S, N, N // K, width, H**-0.5 if scale is None else scale, softcap, dropout_rate,
+        Mask(mask.causal, mask.window), *sizes(width, q_BTNH.dtype, features),
+        ctas=here.cores or HOPPER_MULTIPROCESSORS, interpret=here.interpret or None,
+    )  # fmt: skip
+    q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[3])]) for x in (q_BTNH, k_BSKH, v_BSKH))
+    out, lse = attend(s, q, k, v, bias, sinks_N, mask, dropout_words)
+    return out[..., :value_width], lse
+
+
+def sizes(width: int, dtype, features: int = 0) -> tuple[Blocks, Blocks, Blocks, Blocks]:
+    """Block sizes of the forward, dq, dk and dv, and decoding kernels.
+
+    `features` counts soft cap, bias and dropout: each keeps something of a tile in registers, and two or more need
+    tiles of half the columns, or registers spill.
+    """
+    kind = target().kind
+    passes = "forward", "dq", "dkv", "decode"
+    forward_, dq, dkv, decoding = (block_sizes("mosaic_gpu", which, kind, width, dtype) for which in passes)
+    if features >= 2:
+        half = lambda size: max(32, size // 64 * 32)  # noqa: E731
+        forward_, dq = (dataclasses.replace(x, k_block=half(x.k_block)) for x in (forward_, dq))
+        dkv = dataclasses.replace(dkv, q_block=half(dkv.q_block))
+    return forward_, dq, dkv, decoding
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -120,35 +110,22 @@ def attend(s: Settings, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
 
 
 def _attend_forward(s, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
-    # The backward pass subtracts dout . out: of an output rounded to half precision it would lose most of a small dq.
     out, lse = _forward(s, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, exact=True)
     return (out.astype(q_BTNH.dtype), lse), (q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, out, lse)
 
 
 def _forward(s, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, exact: bool):
     out, lse = forward(s, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, jnp.float32 if exact else q_BTNH.dtype)
-    if sinks_N is None:
-        return out, lse
-    # A sink of -inf is none, and a row that sees nothing else has all its weight on the sink.
-    with_sinks = jnp.logaddexp(lse, jnp.broadcast_to(sinks_N.astype(jnp.float32), lse.shape))
-    share = jnp.where(jnp.isfinite(lse), jnp.exp(lse - jnp.where(jnp.isfinite(with_sinks), with_sinks, 0.0)), 0.0)
-    return out * share[..., None], with_sinks
+    return blocks.with_sinks(out, lse, sinks_N)
 
 
 def _attend_backward(s, residuals, cotangents):
     q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, out_BTNH, lse_BTN = residuals
     dout_BTNH, dlse_BTN = cotangents
-    # Every score of a row gets p * (dp - sum(p dp)); the sum is dout . out, and the gradient of lse adds p * dlse.
-    delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH, -1) - dlse_BTN
-    # With an lse of +inf the weights exp(s - lse) of rows without a key, and of padding, are exactly zero.
-    stop_BTN = jnp.where(jnp.isfinite(lse_BTN), lse_BTN, jnp.inf)
+    stop_BTN, delta_BTN = blocks.row_terms(out_BTNH, lse_BTN, dout_BTNH, dlse_BTN)
     run = backward.Run(s, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dout_BTNH, stop_BTN, delta_BTN)
     dq, (dk, dv) = run.dq(), run.dkv()
-    dsinks = None
-    if sinks_N is not None:
-        # A sink carries no value, so its dp is 0.
-        share = jnp.exp(sinks_N.astype(jnp.float32) - stop_BTN)
-        dsinks = -jnp.sum(share * delta_BTN, (0, 1)).astype(sinks_N.dtype)
+    dsinks = blocks.sinks_gradient(sinks_N, stop_BTN, delta_BTN)
     return dq, dk, dv, None if bias is None else run.dbias(), dsinks, None, None
 
 

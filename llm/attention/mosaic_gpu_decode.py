@@ -14,11 +14,10 @@ from llm.attention import blocks
 from llm.attention import mosaic_gpu_tiles as tiles
 from llm.attention.bias import BucketBias
 from llm.attention.mask import Mask
-from llm.attention.mosaic_gpu_tiles import ROWS, Settings, Sizes
+from llm.attention.mosaic_gpu_tiles import ROWS, Settings
 
 MOST_QUERIES = 8
 LEAST_BLOCKS = 4  # of keys in a part
-SIZES = {64: Sizes(ROWS, 128, 4), 128: Sizes(ROWS, 64, 4), 256: Sizes(ROWS, 64, 2)}
 
 
 def fits(s: Settings) -> bool:
@@ -28,7 +27,7 @@ def fits(s: Settings) -> bool:
 
 def fold(s: Settings, q_BTNH, bias, mask: Mask) -> tuple[Settings, jax.Array, dict, jax.Array, jax.Array]:
     """(settings, q, operands, order, counts) of the forward kernel, whose heads are key heads and rows (G, T)."""
-    size = SIZES[s.width]
+    size = s.decode
     B, T, N, H = q_BTNH.shape
     K = N // s.group
     key_blocks = -(-s.keys // size.k_block)
@@ -38,8 +37,9 @@ def fold(s: Settings, q_BTNH, bias, mask: Mask) -> tuple[Settings, jax.Array, di
     q_positions, _ = mask.positions(T, s.keys)
     by_row = {"q_positions_BT": q_positions, "q_segments_BT": mask.q_segments_BT}
     rows = {name: None if x is None else _rows(jnp.tile(x, s.group), 1, mode="edge") for name, x in by_row.items()}
-    dense = None if mask.dense_BNTS is None else _fold_scores(s, mask.dense_BNTS)
-    added = None if bias is None or isinstance(bias, BucketBias) else _fold_scores(s, bias)
+    whole = tiles.plan(s, T, size.k_block)
+    dense = blocks.fold_scores(whole, mask.dense_BNTS)
+    added = None if isinstance(bias, BucketBias) else blocks.fold_scores(whole, bias)
     row_mask = dataclasses.replace(mask, dense_BNTS=dense, **rows)
     given = tiles.operands(folded, row_mask, added, None, ROWS, size.k_block, turned=False)
     if isinstance(bias, BucketBias):
@@ -68,12 +68,3 @@ def unfold(s: Settings, out, lse) -> tuple[jax.Array, jax.Array]:
 def _rows(x: jax.Array, axis: int, **how) -> jax.Array:
     """An axis of (G, T) padded to the rows of a tile."""
     return blocks.pad(x, axis, ROWS, **how)
-
-
-def _fold_scores(s: Settings, x: jax.Array) -> jax.Array:
-    """(B or 1, N or 1, T or 1, S or 1) -> (B or 1, K or 1, G T or 1, S or 1)."""
-    b, n, t, keys = x.shape
-    if n == t == 1:
-        return x
-    x = jnp.broadcast_to(x, (b, s.heads, s.queries, keys))
-    return x.reshape(b, s.heads // s.group, s.group * s.queries, keys)

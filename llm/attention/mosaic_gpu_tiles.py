@@ -7,6 +7,7 @@ pass rows are queries and columns keys; in the dk and dv pass it is the other wa
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +20,12 @@ from jax.extend.mlir.dialects import arith
 
 from llm.attention import blocks, dropout
 from llm.attention.bias import BucketBias
+from llm.attention.block_sizes import Blocks
 from llm.attention.mask import Mask, rule
 from llm.attention.pallas_versions import Machine, spread
 
 ROWS = 64
 LOG2E = math.log2(math.e)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Block sizes of one kernel: queries and keys of a block, and stages of the ring in shared memory."""
-
-    q_block: int
-    k_block: int
-    stages: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Settings:
         width: of a head, padded to 64, 128 or 256.
         scale, softcap, rate: as in `attention`; rate is that of dropout.
         mask: its static fields.
-        forward, dq, dkv: block sizes.
+        forward, dq, dkv, decode: block sizes.
         ctas: blocks of threads at a time, one a multiprocessor.
         interpret: parameters of the interpreter, None on a device.
         splits: parts into which the keys of a query are cut, each with an output of its own.
@@ -61,9 +54,10 @@ class Settings:
     softcap: float | None
     rate: float
     mask: Mask
-    forward: Sizes
-    dq: Sizes
-    dkv: Sizes
+    forward: Blocks
+    dq: Blocks
+    dkv: Blocks
+    decode: Blocks
     ctas: int
     interpret: object = None
     splits: int = 1
@@ -265,22 +259,20 @@ def lists(s: Settings, mask: Mask, q_block: int, k_block: int, turned: bool) -> 
     order, (rows or 1, blocks, others), lists first the others with which everything is visible, then those to mask;
     counts, (rows or 1, blocks, 2), is how many come before the mask is needed, and in all.
     """
+    p = plan(s, q_block, k_block)
+    g = blocks.geometry(p, mask if jax.tree.leaves(dataclasses.replace(mask, dense_BNTS=None)) else _static(mask))
+    xp: Any = blocks.array_module(g.q_positions)
+    some, every = xp.broadcast_arrays(blocks.needed(p, g), blocks.whole(p, g))
+    every = every & (mask.dense_BNTS is None)
+    rank = xp.where(some, xp.where(every, 0, 1), 2).transpose((2, 1, 0) if turned else (2, 0, 1))
+    counts = xp.stack([(rank == 0).sum(-1), (rank < 2).sum(-1)], -1)
+    order = xp.argsort(rank, axis=-1, stable=True)
+    return jnp.asarray(order.astype(jnp.int32)), jnp.asarray(counts.astype(jnp.int32))
 
-    def make():
-        p = plan(s, q_block, k_block)
-        g = blocks.geometry(p, mask)
-        shape = jnp.broadcast_shapes(*(x.shape for x in (blocks.needed(p, g), blocks.whole(p, g))))
-        some, all_ = (jnp.broadcast_to(x, shape) for x in (blocks.needed(p, g), blocks.whole(p, g)))
-        rank = jnp.where(some, jnp.where(all_, 0, 1), 2).transpose(2, 1, 0) if turned else None
-        if rank is None:
-            rank = jnp.where(some, jnp.where(all_, 0, 1), 2).transpose(2, 0, 1)
-        counts = jnp.stack([(rank == 0).sum(-1), (rank < 2).sum(-1)], -1)
-        return jnp.argsort(rank, axis=-1, stable=True).astype(jnp.int32), counts.astype(jnp.int32)
 
-    if jax.tree.leaves(dataclasses.replace(mask, dense_BNTS=None)):
-        return make()
-    with jax.ensure_compile_time_eval():  # nothing here depends on data: a constant of the program
-        return make()
+def _static(mask: Mask) -> Mask:
+    """A mask whose only array is dense says of blocks what its static fields say."""
+    return dataclasses.replace(mask, dense_BNTS=None)
 
 
 # --- what hides and what is added in a tile ---------------------------------------------------------------------------

@@ -188,20 +188,12 @@ def fold(plan: Plan, q_BTNH, bias, mask):
     K, G = plan.key_heads, plan.group
     q = q_BTNH.reshape(B, T, K, G, H).transpose(0, 3, 1, 2, 4).reshape(B, G * T, K, H)
 
-    def of_scores(x):
-        """(B or 1, N or 1, T or 1, S or 1) -> (.., K or 1, G T or 1, S or 1)."""
-        if x is None or x.shape[1:3] == (1, 1):
-            return x
-        b, n, t, s = x.shape
-        x = jnp.broadcast_to(x.reshape(b, -1, 1 if n == 1 else G, t, s), (b, 1 if n == 1 else K, G, T, s))
-        return x.reshape(b, -1, G * T, s)
-
     def of_queries(x):
         return None if x is None else jnp.tile(x, (1, G))
 
     positions, _ = mask.positions(plan.queries, plan.keys)
     mask = dataclasses.replace(
         mask, q_positions_BT=of_queries(positions), q_segments_BT=of_queries(mask.q_segments_BT),
-        dense_BNTS=of_scores(mask.dense_BNTS),
+        dense_BNTS=blocks.fold_scores(plan, mask.dense_BNTS),
     )  # fmt: skip
-    return q, of_scores(bias), mask
+    return q, blocks.fold_scores(plan, bias), mask

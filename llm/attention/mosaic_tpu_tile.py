@@ -79,31 +79,24 @@ def pairs(plan: Plan, mask: Mask, major: str, every: bool = False, union: bool =
     the first and the last are marked. Past the end the last entry is repeated without a mark: it costs no copy.
     `every` lists pairs without work too; with `union` one list serves all batch rows.
     """
-    static = not jax.tree.leaves(mask)
-    if static:
-        # Known while tracing: the list is a constant and the grid has a fixed size.
-        with jax.ensure_compile_time_eval():
-            entries, counts = _pairs(plan, mask, major, every, union)
-            entries, steps = np.asarray(entries), int(np.max(counts))
-            return jnp.asarray(entries[:, :steps]), steps
     entries, counts = _pairs(plan, mask, major, every, union)
+    if isinstance(entries, np.ndarray):
+        # Known while tracing: the list is a constant and the grid has a fixed size.
+        return jnp.asarray(entries[:, : counts.max()]), int(counts.max())
     return entries, jnp.max(counts)
 
 
 def _pairs(plan: Plan, mask: Mask, major: str, every: bool, union: bool):
     g = blocks.geometry(plan, mask)
-    work, whole = blocks.needed(plan, g), blocks.whole(plan, g)
-    work, whole = jnp.broadcast_arrays(work, whole)
+    xp: Any = blocks.array_module(g.q_positions)
+    work, whole = xp.broadcast_arrays(blocks.needed(plan, g), blocks.whole(plan, g))
     if union:
         work, whole = work.any(-1, keepdims=True), whole.all(-1, keepdims=True)
-    i, j = (
-        jnp.arange(plan.q_blocks, dtype=jnp.int32)[:, None, None],
-        jnp.arange(plan.k_blocks, dtype=jnp.int32)[:, None],
-    )
+    i, j = np.arange(plan.q_blocks, dtype=np.int32)[:, None, None], np.arange(plan.k_blocks, dtype=np.int32)[:, None]
     along = 1 if major == "q" else 0  # the axis that an outer block's entries run along
     inner = j if major == "q" else i
-    listed = jnp.ones_like(work) if every else work | (~work.any(along, keepdims=True) & (inner == 0))
-    seen_before = jnp.cumsum(listed, along)
+    listed = xp.ones_like(work) if every else work | (~work.any(along, keepdims=True) & (inner == 0))
+    seen_before = xp.cumsum(listed, along)
     first = listed & (seen_before == 1)
     last = listed & (seen_before == seen_before.max(along, keepdims=True))
     entry = i << 18 | j << 4 | FIRST * first | LAST * last | MASKED * ~whole | WORK * work
@@ -111,10 +104,10 @@ def _pairs(plan: Plan, mask: Mask, major: str, every: bool, union: bool):
         entry, listed = entry.transpose(1, 0, 2), listed.transpose(1, 0, 2)
     entry, listed = (x.reshape(-1, x.shape[2]).T for x in (entry, listed))
     counts = listed.sum(-1)
-    order = jnp.argsort(~listed, axis=-1, stable=True)
-    entry = jnp.take_along_axis(entry, order, -1)
-    end = jnp.take_along_axis(entry, counts[:, None] - 1, -1)
-    entries = jnp.where(jnp.arange(entry.shape[1]) < counts[:, None], entry, end & ~15)
+    order = xp.argsort(~listed, axis=-1, stable=True)
+    entry = xp.take_along_axis(entry, order, -1)
+    end = xp.take_along_axis(entry, counts[:, None] - 1, -1)
+    entries = xp.where(xp.arange(entry.shape[1]) < counts[:, None], entry, end & ~15)
     return entries.astype(jnp.int32), counts
 
 

@@ -54,7 +54,7 @@ def compiling_for(platform: str, kind: str, **more):
 
 def _known_to_pallas(device: Target):
     """Pallas asks for the generation of a TPU while lowering; it finds it in the mesh, if that is of other devices."""
-    if device.platform != "tpu" or device.interpret:
+    if device.platform != "tpu" or device.interpret or not jax.sharding.get_abstract_mesh().empty:
         return contextlib.nullcontext()
     described = jax.sharding.AbstractDevice(device.kind, num_cores=1, platform="tpu")
     axes = dict(axis_types=(jax.sharding.AxisType.Auto,), abstract_device=described)

@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.attention import BucketBias, Mask, blocks, dropout, pallas_versions
+from llm.attention import BucketBias, Mask, attention, blocks, dropout, pallas_versions
 from llm.attention import mosaic_gpu_decode as decode
 from llm.attention import mosaic_gpu_tiles as tiles
 from llm.attention.reference import reference
+from llm.attention.target import compiling_for
 
 ours = importlib.import_module("llm.attention.mosaic_gpu")
 WORDS = jnp.asarray([123456789, 987654321, 3, 5], jnp.uint32)
 
 
 def settings(**changes) -> tiles.Settings:
-    sizes = ours.sizes(64, 0)
+    sizes = ours.sizes(64, "bfloat16")
     s = tiles.Settings(2, 200, 300, 4, 2, 64, 0.125, None, 0.0, Mask(), *sizes, ctas=132)
     return dataclasses.replace(s, **changes)
 
@@ -214,8 +215,10 @@ def test_spans_hold_every_bucket_of_a_tile(bidirectional):
 # --- whole kernels in the interpreter ---------------------------------------------------------------------------------
 
 
-def interpreted(monkeypatch, detect_races: bool = False):
-    monkeypatch.setattr(ours, "INTERPRET", pallas_versions.interpreter(detect_races))
+def interpreted(detect_races: bool = False):
+    """A Hopper GPU of two multiprocessors in the interpreter."""
+    how = pallas_versions.interpreter(detect_races)
+    return compiling_for("gpu", "interpreter", capability="9.0", cores=2, interpret=how)
 
 
 def call(function, arrays, mask, cotangents, rate=0.0, softcap=None):
@@ -283,15 +286,15 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_kernels_in_the_interpreter(name, monkeypatch):
-    interpreted(monkeypatch)
-    both(**CALLS[name])
+def test_kernels_in_the_interpreter(name):
+    with interpreted():
+        both(**CALLS[name])
 
 
-def test_kernels_have_no_races(monkeypatch):
+def test_kernels_have_no_races():
     interpret = importlib.import_module("jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call")
-    interpreted(monkeypatch, detect_races=True)
-    both(none, Mask(causal=True), dtype="float16", T=260, S=300, N=2, K=1)
+    with interpreted(detect_races=True):
+        both(none, Mask(causal=True), dtype="float16", T=260, S=300, N=2, K=1)
     assert not interpret.get_races().races_found
 
 
@@ -311,9 +314,5 @@ def test_decode_path_is_taken_and_splits():
 )
 def test_what_is_lacking_is_named(width, dtype, message):
     x = jnp.zeros((1, 8, 2, width), dtype)
-    with pytest.raises(NotImplementedError, match=f"attention: mosaic_gpu .*{message}"):
-        call(ours.mosaic_gpu, {"q": x, "k": x, "v": x}, Mask(), (x, jnp.zeros((1, 8, 2))))
-
-
-def test_not_here_without_a_device():
-    assert "compute capability 9" in ours.why_not_here()
+    with interpreted(), pytest.raises(NotImplementedError, match=f"attention: mosaic_gpu .*{message}"):
+        attention(x, x, x, implementation="mosaic_gpu")

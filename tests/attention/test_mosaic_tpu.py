@@ -15,6 +15,7 @@ from llm.attention import mosaic_tpu_tile as tile
 from llm.attention.block_sizes import Blocks, using
 from llm.attention.blocks import Plan
 from llm.attention.target import compiling_for
+from llm.sharding.attention import attention as sharded_attention
 from tests.attention import oracle
 from tests.conformance.attention import CASES, inputs
 
@@ -103,6 +104,25 @@ def test_compiles(topology, name, devices):
     for which in ("attention_forward", "attention_backward", "attention_bias_gradient"):
         assert (f"{which}" in text) == (which in passes), which
     assert "tpu_custom_call" in text
+
+
+def test_compiles_on_a_mesh(devices):
+    """Four chips, rows over one axis and heads over the other, each running the kernels on its own part."""
+    chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.sharding.Mesh(np.array(chips).reshape(2, 2), ("data", "tensor"), axis_types=axes)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", None, "tensor"))
+    x = jax.ShapeDtypeStruct((4, 512, 4, 128), jnp.bfloat16, sharding=split)
+
+    def loss(q, k, v):
+        out = sharded_attention(q, k, v, mask=Mask(causal=True), implementation="mosaic_tpu")
+        return jnp.square(out.astype(jnp.float32)).sum()
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), compiling_for("tpu", chips[0].device_kind):
+        lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(x, x, x).lower(lowering_platforms=("tpu",))
+    text = lowered.compile().as_text()
+    assert "attention_backward" in text
+    assert "all-gather" not in text and "bf16[2,512,256]" in text  # a chip's rows, and its heads side by side
 
 
 def test_what_does_not_fit_is_refused_by_the_compiler(monkeypatch, devices):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.attention import IMPLEMENTATIONS, BucketBias, Mask, attention
+from llm.attention import IMPLEMENTATIONS, BucketBias, Mask, attention, pallas_versions
 from llm.attention.api import why_not_here
 from llm.attention.block_sizes import Blocks, using
 from llm.attention.dropout import key_words
@@ -228,7 +228,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 # Cases whose features an implementation lacks; a change of coverage is a change of this number.
-LACKING = {"reference": 0, "blockwise": 0, "cudnn": 64, "mosaic_tpu": 4}
+LACKING = {"reference": 0, "blockwise": 0, "cudnn": 64, "mosaic_gpu": 56, "mosaic_tpu": 4}
 
 
 # --- implementations --------------------------------------------------------------------------------------------------
@@ -266,11 +266,39 @@ def tpu_in_small_blocks():
             yield
 
 
-VARIANTS: dict[str, tuple[str, Callable]] = {name: (name, contextlib.nullcontext) for name in IMPLEMENTATIONS} | {
-    "blockwise in small blocks": ("blockwise", small_blocks),
-    "mosaic_tpu interpreted": ("mosaic_tpu", tpu_interpreted),
-    "mosaic_tpu interpreted in small blocks": ("mosaic_tpu", tpu_in_small_blocks),
+@contextlib.contextmanager
+def gpu_interpreted():
+    """The Hopper kernels on two multiprocessors in the Mosaic GPU interpreter."""
+    how = pallas_versions.interpreter()
+    with compiling_for("gpu", "interpreter", capability="9.0", cores=2, interpret=how):
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A way to run the table: an implementation, a context, and the dtype in place of float32."""
+
+    implementation: str
+    context: Callable = contextlib.nullcontext
+    dtype: str = "float32"
+
+    def case(self, c: Case) -> Case:
+        return c if c.dtype != "float32" else dataclasses.replace(c, dtype=self.dtype)
+
+
+VARIANTS: dict[str, Variant] = {name: Variant(name) for name in IMPLEMENTATIONS} | {
+    "blockwise in small blocks": Variant("blockwise", small_blocks),
+    "mosaic_tpu interpreted": Variant("mosaic_tpu", tpu_interpreted),
+    "mosaic_tpu interpreted in small blocks": Variant("mosaic_tpu", tpu_in_small_blocks),
+    # The table once more in the precision of the kernel.
+    "mosaic_gpu in bfloat16": Variant("mosaic_gpu", dtype="bfloat16"),
+    "mosaic_gpu interpreted in bfloat16": Variant("mosaic_gpu", gpu_interpreted, "bfloat16"),
 }
+# A case takes this interpreter ten seconds and more: these run always, the others where slow tests are asked for.
+GPU_INTERPRETED = {
+    "causal window", "positions", "packing, groups, soft cap", "bias of rows, dropout, groups", "everything",
+    "everything with buckets", "decode, all features", "no keys seen but sinks", "float16",
+}  # fmt: skip
 
 
 def in_reach(c: Case, variant: str) -> bool:
@@ -434,22 +462,23 @@ def judge(c: Case, variant: str, seed: int = 0) -> None:
         AssertionError: a number further from the truth than it may be, or another the second time.
         Lacking, NotHere: the implementation raised NotImplementedError, and nothing else, for the case.
     """
-    name, context = VARIANTS[variant]
+    how = VARIANTS[variant]
+    c = how.case(c)
     arrays, mask, cotangents = inputs(c, seed)
 
     def f(arrays):
         given = {n: x for n, x in arrays.items() if n not in "qkv"}
         return attention(
             arrays["q"], arrays["k"], arrays["v"], mask=mask, scale=c.scale, softcap=c.softcap, dropout_rate=c.rate,
-            dropout_key=KEY if c.rate else None, implementation=name, return_lse=c.lse, **given,
+            dropout_key=KEY if c.rate else None, implementation=how.implementation, return_lse=c.lse, **given,
         )  # fmt: skip
 
-    with context():
+    with how.context():
         try:
             got, again = with_gradients(f, arrays, cotangents, c.lse, times=2)
         except NotImplementedError as error:
             assert type(error) is NotImplementedError, error
-            why = why_not_here(name)
+            why = why_not_here(how.implementation)
             raise (NotHere if why is not None and why in str(error) else Lacking)(str(error)) from None
     truth, yardstick = truth_and_yardstick(c, seed)
     assert got.keys() == truth.keys() == yardstick.keys()

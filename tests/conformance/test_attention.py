@@ -13,16 +13,36 @@ from llm.attention import Mask
 from tests.conformance import attention as table
 from tests.conformance.attention import CASES, LACKING, VARIANTS, Case, judge
 
-blockwise, blocks, dropout, reference, mosaic_tpu, tile, tpu_backward = (
+blockwise, blocks, dropout, reference, gpu_tiles, mosaic_tpu, tile, tpu_backward = (
     importlib.import_module(f"llm.attention.{name}")
-    for name in ("blockwise", "blocks", "dropout", "reference", "mosaic_tpu", "mosaic_tpu_tile", "mosaic_tpu_backward")
+    for name in (
+        "blockwise",
+        "blocks",
+        "dropout",
+        "reference",
+        "mosaic_gpu_tiles",
+        "mosaic_tpu",
+        "mosaic_tpu_tile",
+        "mosaic_tpu_backward",
+    )
 )
 
 
 # Compiled kernels run where their device is, and `-m gpu` and `-m tpu` choose them.
-MARKS = {"mosaic_tpu": pytest.mark.tpu, "mosaic_gpu": pytest.mark.gpu, "cudnn": pytest.mark.gpu}
+ON_DEVICE = {
+    "mosaic_tpu": pytest.mark.tpu, "mosaic_gpu": pytest.mark.gpu, "mosaic_gpu in bfloat16": pytest.mark.gpu,
+    "cudnn": pytest.mark.gpu,
+}  # fmt: skip
+
+
+def marks(name: str, variant: str):
+    if variant == "mosaic_gpu interpreted in bfloat16" and name not in table.GPU_INTERPRETED:
+        return pytest.mark.slow
+    return ON_DEVICE.get(variant, ())
+
+
 RUNS = [
-    pytest.param(name, variant, marks=MARKS.get(variant, ()), id=f"{name}-{variant}")
+    pytest.param(name, variant, marks=marks(name, variant), id=f"{name}-{variant}")
     for name, case in CASES.items()
     for variant in VARIANTS
     if table.in_reach(case, variant)
@@ -172,6 +192,10 @@ def words_are_shifted(original):
     return lambda words, b, n, q, k: original(words, b, n, q, k + 1)
 
 
+def words_are_exchanged(original):
+    return lambda counter, key: original(counter, key)[::-1]
+
+
 def groups_are_interleaved(original):
     return lambda plan, n: jax.lax.rem(n, plan.key_heads)
 
@@ -180,6 +204,18 @@ def bias_gradient_of_the_first_row_only(original):
     return lambda call, plan, mask, bias, words, k, v, rows: original(
         call, dataclasses.replace(plan, batch=1), mask, bias, words, k, v, rows
     )
+
+
+def last_block_is_left_out(original):
+    def mutant(*arguments, **how):
+        order, counts = original(*arguments, **how)
+        return order, jnp.minimum(counts, jnp.maximum(counts[..., 1:] - 1, 0))
+
+    return mutant
+
+
+def delta_is_lost(original):
+    return lambda p, dp, delta, *rest, **how: original(p, dp, 0 * delta, *rest, **how)
 
 
 def gradient_of_the_lse_is_lost(original):
@@ -217,6 +253,15 @@ MUTANTS = {
         (tpu_backward, "_bias_gradient", bias_gradient_of_the_first_row_only),
     ],
 }
+# A judgement by the GPU's interpreter takes ten seconds and more, so these are slow tests.
+GPU_MUTANTS = [
+    (gpu_tiles, "weigh", earlier_output_is_not_shrunk, "long"),
+    (gpu_tiles, "rule", rule_forgets_the_window, "causal window"),
+    (gpu_tiles, "lists", last_block_is_left_out, "full"),
+    (gpu_tiles, "score_gradient", delta_is_lost, "full"),
+    (blocks, "whole", every_pair_is_taken_for_whole, "causal"),
+    (dropout, "philox_4x32", words_are_exchanged, "dropout"),
+]
 CATCHERS = {
     "visible": "causal window",
     "keep": "dropout",
@@ -244,7 +289,8 @@ DECODE_MUTANTS = [
 @pytest.mark.parametrize(
     "variant, module, name, mutate, catcher",
     [(variant, *mutant, CATCHERS[mutant[1]]) for variant, mutants in MUTANTS.items() for mutant in mutants]
-    + [("blockwise in small blocks", *mutant, "decode, one key head, window") for mutant in DECODE_MUTANTS],
+    + [("blockwise in small blocks", *mutant, "decode, one key head, window") for mutant in DECODE_MUTANTS]
+    + [pytest.param("mosaic_gpu interpreted in bfloat16", *mutant, marks=pytest.mark.slow) for mutant in GPU_MUTANTS],
 )
 def test_mutants_are_caught(monkeypatch, variant, module, name, mutate, catcher):
     judge(CASES[catcher], variant)
