@@ -126,3 +126,11 @@ def test_the_readmes_experiment_of_your_own(corpus, tmp_path):
     flags = [f"--config={path}:smoke", f"--workdir={tmp_path / 'run'}", "--config.model.layers=2"]
     result = verb("train", *flags, "--config.tokenizer.vocab_size=400")
     assert result.returncode == 0 and "bits per byte" in result.stdout, result.stderr
+
+
+def test_libtpu_is_quiet_where_there_is_no_tpu(finished_run):
+    """The tests install libtpu into the user's environment; without a word it would fill the first lines of stderr."""
+    how = [f"--workdir={finished_run}", "--prompt=The ", "--max-tokens=2"]
+    result = verb("generate", *how, JAX_PLATFORMS="")
+    assert result.returncode == 0, result.stderr
+    assert "libtpu" not in result.stderr and "host bounds" not in result.stderr, result.stderr
