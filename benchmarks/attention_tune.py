@@ -2,6 +2,7 @@
 
 import functools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def fastest(kernel: str, which: str, dtype: str, width: int, repeats: int, shape
     B, T, S, N, K = shape
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(B, *s, width)), dtype) for s in ((T, N), (S, K), (S, K)))
-    call = functools.partial(attention, mask=Mask(causal=True), implementation=kernel)
+    call: Any = functools.partial(attention, mask=Mask(causal=True), implementation=kernel)
 
     def loss(q, k, v):
         return jnp.square(call(q, k, v).astype(jnp.float32)).sum()

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import venv
 from importlib import metadata
+from typing import cast
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED_MEMORY = 232448  # bytes a block of threads may have
@@ -210,7 +211,7 @@ def _compile(case) -> None:
     if what.get("dense"):
         mask["dense_BNTS"] = array(B, N, T, S, dtype="bool")
     if what.get("bias") == "table":
-        arrays["bias"] = BucketBias(array(32, N, dtype="float32"))
+        arrays["bias"] = BucketBias(cast(jax.Array, array(32, N, dtype="float32")))
     elif what.get("bias") == "array":
         arrays["bias"] = array(1, N, T, S)
     if what.get("sinks"):

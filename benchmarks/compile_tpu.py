@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 TOPOLOGIES = "v5e:2x2,v5p:2x2x1,v6e:2x2,tpu7x:2x2x1"
 KERNELS = ("ours", "flash", "splash")
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--child", nargs=2, metavar=("TOPOLOGY", "KERNEL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        compile_kernel(*args.child, args)
+        compile_kernel(args.child[0], args.child[1], args)
         return 0
     rows, failed = [], False
     print(f"causal, bfloat16, B {args.batch} T {args.length} N {args.heads} H {args.width}, blocks of {args.block}")
@@ -124,7 +125,7 @@ def compile_kernel(topology: str, kernel: str, args) -> None:
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     B, T, N, H = args.batch, args.length, args.heads, args.width
-    loss = {"ours": ours, "flash": flash, "splash": splash}[kernel](args)
+    loss: Any = {"ours": ours, "flash": flash, "splash": splash}[kernel](args)
     shape = (B, T, N, H) if kernel == "ours" else (B, N, T, H)
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=jax.sharding.SingleDeviceSharding(device))
     # The sum of squares keeps the output, and with it the forward pass, in the program.
@@ -139,7 +140,7 @@ def ours(args):
     from llm.attention import Mask, attention
     from llm.attention.block_sizes import Blocks, using
 
-    def call(q, k, v):
+    def call(q, k, v) -> Any:
         sizes = Blocks(args.block, args.block)
         with using("mosaic_tpu", forward=sizes, backward=sizes):
             return attention(q, k, v, mask=Mask(causal=True), implementation="mosaic_tpu")
@@ -152,7 +153,8 @@ def flash(args):
     from jax.experimental.pallas.ops.tpu import flash_attention as module
 
     names = [field.name for field in module.BlockSizes.__dataclass_fields__.values() if field.name != "block_b"]
-    sizes = module.BlockSizes(block_b=1, **dict.fromkeys(names, args.block))
+    chosen: dict[str, Any] = dict.fromkeys(names, args.block)
+    sizes = module.BlockSizes(block_b=1, **chosen)
     return functools.partial(module.flash_attention, causal=True, sm_scale=args.width**-0.5, block_sizes=sizes)
 
 
@@ -164,7 +166,8 @@ def splash(args):
 
     mask = masks.MultiHeadMask([masks.CausalMask((args.length, args.length))] * args.heads)
     names = [name for name in module.BlockSizes.__dataclass_fields__ if name.startswith("block_") and "dq" not in name]
-    sizes = module.BlockSizes(**dict.fromkeys(names, args.block), use_fused_bwd_kernel=True)
+    chosen: dict[str, Any] = dict.fromkeys(names, args.block)
+    sizes = module.BlockSizes(**chosen, use_fused_bwd_kernel=True)
     kernel = module.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
     return jax.vmap(kernel)
 

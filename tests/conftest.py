@@ -12,6 +12,8 @@ ON_DEVICE = any(mark in argument for argument in sys.argv for mark in ("-mgpu", 
 # A worker of pytest-xdist inherits the choice of the process that started it.
 if not ON_DEVICE and "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The Mosaic GPU interpreter blocks a thread of XLA for every warpgroup that waits; the others need some to go on.
+os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 

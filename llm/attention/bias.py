@@ -11,7 +11,7 @@ import numpy as np
 
 
 def relative_position_bucket(
-    relative_position: jax.Array, *, bidirectional: bool, buckets: int = 32, max_distance: int = 128, xp: Any = jnp
+    relative_position: Any, *, bidirectional: bool, buckets: int = 32, max_distance: int = 128, xp: Any = jnp
 ) -> jax.Array:
     """Bucket of each relative position (key position minus query position), an int32 array of the same shape.
 
@@ -62,11 +62,10 @@ class BucketBias:
         """
         reach, far = self.max_distance + 1, 2**30
         relative = np.arange(-reach, reach + 1)
-        buckets, settings = (
-            self.table_RN.shape[0],
-            dict(bidirectional=self.bidirectional, max_distance=self.max_distance),
+        buckets = self.table_RN.shape[0]
+        bucket = relative_position_bucket(
+            relative, bidirectional=self.bidirectional, buckets=buckets, max_distance=self.max_distance, xp=np
         )
-        bucket = relative_position_bucket(relative, buckets=buckets, xp=np, **settings)
         # Beyond max_distance on either side the bucket stays what it is at the end.
         relative[0], relative[-1] = -far, far
         result = np.array([[1, 0]] * buckets, np.int32)

@@ -5,6 +5,7 @@ into blocks of queries and keys; here every array is that of one part.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ class Plan:
         return jnp.einsum(subscripts, a, b, precision=self.precision, preferred_element_type=jnp.float32)
 
 
-def array_module(x):
+def array_module(x) -> Any:
     """numpy for its arrays, else jax.numpy: what is known while tracing is computed at once, whatever the mesh."""
     return np if isinstance(x, np.ndarray) else jnp
 

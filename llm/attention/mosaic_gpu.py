@@ -76,9 +76,10 @@ def mosaic_gpu(
     width = next(w for w in WIDTHS if w >= max(H, value_width))
     features = (softcap is not None) + (bias is not None) + (dropout_rate > 0)
     here = target()
+    forward_, dq, dkv, decoding = sizes(width, q_BTNH.dtype, features)
     s = Settings(
         B, T, S, N, N // K, width, H**-0.5 if scale is None else scale, softcap, dropout_rate,
-        Mask(mask.causal, mask.window), *sizes(width, q_BTNH.dtype, features),
+        Mask(mask.causal, mask.window), forward_, dq, dkv, decoding,
         ctas=here.cores or HOPPER_MULTIPROCESSORS, interpret=here.interpret or None,
     )  # fmt: skip
     q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[3])]) for x in (q_BTNH, k_BSKH, v_BSKH))
@@ -332,9 +333,9 @@ def _compute_item(s: Settings, refs, outputs, scratch, mask: Mask, it: _Item, me
         step,
     )
     if not tiles.always_hides(mask):
-        carry = lax.fori_loop(*it.whole, functools.partial(one_block, masked=False), carry)
+        carry = lax.fori_loop(it.whole[0], it.whole[1], functools.partial(one_block, masked=False), carry)
     if tiles.may_hide(s, mask, k_block):
-        carry = lax.fori_loop(*it.masked, functools.partial(one_block, masked=True), carry)
+        carry = lax.fori_loop(it.masked[0], it.masked[1], functools.partial(one_block, masked=True), carry)
     out, top, total, step = carry
     plgpu.barrier_arrive(q_free)
     if turn:

@@ -218,9 +218,9 @@ def _divide_labour(
 def _loops(s: Settings, mask: Mask, k_block: int, it: _Item, one_block: Callable, carry):
     """one_block(n, carry, masked) over the blocks of an item; no code is made for what cannot be needed."""
     if not tiles.always_hides(mask):
-        carry = lax.fori_loop(*it.whole, functools.partial(one_block, masked=False), carry)
+        carry = lax.fori_loop(it.whole[0], it.whole[1], functools.partial(one_block, masked=False), carry)
     if tiles.may_hide(s, mask, k_block):
-        carry = lax.fori_loop(*it.masked, functools.partial(one_block, masked=True), carry)
+        carry = lax.fori_loop(it.masked[0], it.masked[1], functools.partial(one_block, masked=True), carry)
     return carry
 
 

@@ -59,7 +59,7 @@ class Settings:
     dkv: Blocks
     decode: Blocks
     ctas: int
-    interpret: object = None
+    interpret: Any = None
     splits: int = 1
     fold: int = 0
 
@@ -332,7 +332,8 @@ class Tile:
                 value = table[self.head, r]
             return jnp.where(self.inside(r), x + value, x)
 
-        return lax.fori_loop(*self.span(), body, x)
+        first, end = self.span()
+        return lax.fori_loop(first, end, body, x)
 
     def has_bias(self) -> bool:
         return "bias" in self.refs or "table" in self.refs
@@ -362,10 +363,7 @@ class Tile:
         if "dense" in refs:
             conditions.append(self._picked("dense").astype(jnp.int32) != 0)
         conditions = [x for x in conditions if x is not None]
-        result = conditions[0] if conditions else None
-        for x in conditions[1:]:
-            result = result & x
-        return result
+        return functools.reduce(jnp.logical_and, conditions) if conditions else None
 
     def marked(self, p):
         """Weights marked by dropout's decision, or as they are where there is none."""

@@ -61,11 +61,11 @@ def mosaic_tpu(
     )  # fmt: skip
     widest = tall(max(H, v_BSKH.shape[3]), LANES)
     here = target()
-    plans = (
+    forward, back = (
         _fitted(whole, block_sizes("mosaic_tpu", which, here.kind, widest, q_BTNH.dtype))
         for which in ("forward", "backward")
     )
-    call = Call(*plans, here.interpret)
+    call = Call(forward, back, here.interpret)
     return _attend(call, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, dropout_words)
 
 

@@ -35,7 +35,7 @@ def gradients(call: Call, q_BTNH, k_BSKH, v_BSKH, bias, mask: Mask, words, dout_
     rows = q_BTNH, dout_BTNH, stop_BTN, delta_BTN
     each = 4 * (tall(q_BTNH.shape[3], LANES) + tall(v_BSKH.shape[3], LANES))
     most = max(1, RESIDENT_BYTES // (each * plan.k_block)) * plan.k_block
-    dq, dks, dvs = 0.0, [], []
+    dq, dks, dvs = jnp.float32(0), [], []
     for start in range(0, plan.keys, most):
         end = min(start + most, plan.keys)
         part, part_mask, part_bias = _cut(plan, mask, bias, start, end)

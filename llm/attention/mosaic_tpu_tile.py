@@ -4,6 +4,7 @@ Keys first: a tile is (keys, queries), a value a query is a row (1, queries), a 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ class Call:
 
     def compiler_params(self, free: int, grid: int = 3):
         """`free` leading axes of the grid may go to different cores; the steps along the others follow each other."""
-        semantics = ("parallel",) * free + ("arbitrary",) * (grid - free)
+        semantics: Any = ("parallel",) * free + ("arbitrary",) * (grid - free)
         return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_BYTES)
 
 
@@ -257,11 +258,8 @@ class Tile:
             conditions.append(self.kv_index() < self.plan.keys)
         if "dense" in refs:
             conditions.append(flip(refs["dense"][...].astype(jnp.int32)) != 0)
-        seen = None
-        for condition in conditions:
-            if condition is not None:
-                seen = condition if seen is None else seen & condition
-        return seen
+        conditions = [x for x in conditions if x is not None]
+        return functools.reduce(jnp.logical_and, conditions) if conditions else None
 
     def added(self) -> jax.Array | None:
         """The bias, float32 that broadcasts to the tile."""

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import mosaic_gpu
 
+plgpu: Any = mosaic_gpu  # some of its names are made when they are asked for
 TILE = plgpu.Layout.WGMMA
 ALONG = (plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0))  # a vector along the rows, along the columns
 
@@ -121,7 +122,7 @@ def _dot(a, b, axis: int):
     return lax.dot_general(a, b, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def matrices(rows: int, width: int, dtype, *copies: int, over: int) -> plgpu.SMEM:
+def matrices(rows: int, width: int, dtype, *copies: int, over: int) -> Any:
     """Matrices in shared memory as the tensor cores read them, for products over blocks of `over` rows.
 
     All operands of a product need one swizzle; that of 64 bytes allows products over 32 rows, that of 128 over 64.

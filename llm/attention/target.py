@@ -57,5 +57,5 @@ def _known_to_pallas(device: Target):
     if device.platform != "tpu" or device.interpret or not jax.sharding.get_abstract_mesh().empty:
         return contextlib.nullcontext()
     described = jax.sharding.AbstractDevice(device.kind, num_cores=1, platform="tpu")
-    axes = dict(axis_types=(jax.sharding.AxisType.Auto,), abstract_device=described)
+    axes: dict[str, Any] = dict(axis_types=(jax.sharding.AxisType.Auto,), abstract_device=described)
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("device",), **axes))

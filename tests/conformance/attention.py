@@ -1,7 +1,7 @@
 """The conformance table of attention: cases that every implementation must get right, and the judge.
 
-Truth is the float64 oracle. The yardstick of its error is attention written plainly in XLA in the case's dtype: an
-implementation may be at most twice as far from the truth, in the output and in every gradient.
+Truth is the float64 oracle. The yardstick of its error is attention written plainly in XLA, with every product of
+factors in the case's dtype: an implementation may be at most twice as far from the truth, in the output and in every gradient.
 """
 
 import contextlib
@@ -404,6 +404,19 @@ def with_gradients(function, arrays, cotangents, lse: bool, times: int = 1) -> l
     return results
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gradient_in_dtype(x, dtype):
+    """x, whose gradient is rounded to the dtype.
+
+    In half precision the gradient of the scores is a factor of products as the weights are, and units for products
+    take factors of one dtype; XLA by itself would keep that one in float32.
+    """
+    return x
+
+
+gradient_in_dtype.defvjp(lambda x, dtype: (x, None), lambda dtype, _, g: (g.astype(dtype).astype(jnp.float32),))
+
+
 def plain(c: Case, arrays, mask, cotangents, bias):
     """Attention as one would write it in XLA: products in the dtype, softmax in float32. Visibility is the oracle's."""
     seen = jnp.asarray(oracle.visible(mask, c.B, c.N, c.T, c.S)[0])
@@ -421,6 +434,7 @@ def plain(c: Case, arrays, mask, cotangents, bias):
         group = c.N // c.K
         k, v = (jnp.repeat(arrays[name], group, axis=2) for name in "kv")
         s = jnp.einsum("btnh,bsnh->bnts", arrays["q"], k, preferred_element_type=jnp.float32)
+        s = gradient_in_dtype(s, c.dtype)
         s = s * (c.H**-0.5 if c.scale is None else c.scale)
         if c.softcap is not None:
             s = c.softcap * jnp.tanh(s / c.softcap)
