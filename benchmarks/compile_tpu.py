@@ -57,8 +57,9 @@ def main() -> int:
             if error:
                 print(f"{topology:13}{kernel:8}does not compile: {error}")
                 rows.append({"topology": topology, "kernel": kernel, "error": error})
+    shown = {name: value for name, value in vars(args).items() if name not in ("out", "child")}
     if args.out:
-        pathlib.Path(args.out).write_text(json.dumps({"arguments": vars(args), "rows": rows}, indent=1) + "\n")
+        pathlib.Path(args.out).write_text(json.dumps({"arguments": shown, "rows": rows}, indent=1) + "\n")
     return 1 if failed else 0
 
 

@@ -194,3 +194,30 @@ def test_tune_writes_the_fastest_sizes_and_attention_then_uses_them(tmp_path, mo
 def test_tune_refuses_a_platform_without_a_kernel_of_ours():
     assert_refused(launch("--tune"), "--tune: there is no attention kernel of ours for the platform cpu to tune")
     assert_refused(launch("--tune", "--widths=64,x"), "--widths: 'x' is no head width from 1 to 256")
+
+
+def test_compile_gpu_says_when_the_packages_cannot_be_had(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.compile_gpu", f"--env={tmp_path / 'env'}"], cwd=helpers.ROOT,
+        env=helpers.environment(PIP_NO_INDEX="1", PIP_FIND_LINKS=""), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("packages cannot be had: ") and line.endswith(": not run")
+    assert "Traceback" not in result.stderr
+
+
+def test_compile_tpu_reads_the_figures_of_each_kernel(tmp_path):
+    out = tmp_path / "figures.json"
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.compile_tpu", "--topologies=v5e:2x2", "--length=256", "--block=128",
+         "--batch=1", "--heads=2", f"--out={out}"],
+        cwd=helpers.ROOT, env=helpers.environment(), capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = {(row["kernel"], row.get("pass")): row for row in json.loads(out.read_text())["rows"]}
+    assert {("ours", "forward"), ("ours", "dq, dk, dv"), ("flash", "forward"), ("splash", "dq, dk, dv")} <= rows.keys()
+    for row in rows.values():
+        assert 0 < row["step"] < row["bundles"] and 2**16 < row["vmem"] < 2**24, row
+    # dk and dv of 256 keys, float32, stay on the chip.
+    assert rows["ours", "dq, dk, dv"]["vmem"] > 2 * 4 * 256 * 128

@@ -332,11 +332,7 @@ def _compute_item(s: Settings, refs, outputs, scratch, mask: Mask, it: _Item, me
         machine.vector(jnp.zeros((ROWS,), jnp.float32)),
         step,
     )
-    if not tiles.always_hides(mask):
-        carry = lax.fori_loop(it.whole[0], it.whole[1], functools.partial(one_block, masked=False), carry)
-    if tiles.may_hide(s, mask, k_block):
-        carry = lax.fori_loop(it.masked[0], it.masked[1], functools.partial(one_block, masked=True), carry)
-    out, top, total, step = carry
+    out, top, total, step = tiles.over_blocks(s, mask, k_block, it.whole, it.masked, one_block, carry)
     plgpu.barrier_arrive(q_free)
     if turn:
         pl.when(me == 0)(lambda: _take_turn(turn))

@@ -215,15 +215,6 @@ def _divide_labour(
         lax.fori_loop(0, rounds, lambda i, step: compute(make_item(cta + i * ctas), me, step), jnp.int32(0))
 
 
-def _loops(s: Settings, mask: Mask, k_block: int, it: _Item, one_block: Callable, carry):
-    """one_block(n, carry, masked) over the blocks of an item; no code is made for what cannot be needed."""
-    if not tiles.always_hides(mask):
-        carry = lax.fori_loop(it.whole[0], it.whole[1], functools.partial(one_block, masked=False), carry)
-    if tiles.may_hide(s, mask, k_block):
-        carry = lax.fori_loop(it.masked[0], it.masked[1], functools.partial(one_block, masked=True), carry)
-    return carry
-
-
 def _logits(s: Settings, x, tile: Tile, masked: bool):
     """(scores with what is hidden at -inf, factor to base 2, scores under the cap) of products."""
     x, factor, capped = tiles.finish(x, s.scale, s.softcap, tile.add_bias if tile.has_bias() else None)
@@ -314,7 +305,7 @@ def _dq_kernel(s: Settings, mode: str, names, items: int, q_tiles: int, mask: Ma
         elif mode == "table":
             nothing = machine.vector(jnp.zeros((ROWS,), jnp.float32))
             pl.loop(0, buckets[0].shape[1])(lambda r: _put(buckets[0], (me, r), nothing))
-        total, step = _loops(s, mask, k_block, it, one_block, (total, step))
+        total, step = tiles.over_blocks(s, mask, k_block, it.whole, it.masked, one_block, (total, step))
         plgpu.barrier_arrive(q_free)
         if mode == "dq":
             out_ref[it.batch, row_tile, :, it.head] = (total * s.scale).astype(out_ref.dtype)
@@ -435,7 +426,7 @@ def _dkv_kernel(s: Settings, mode: str, names, items: int, k_tiles: int, mask: M
 
         def one_head(g, carry):
             step_of = functools.partial(one_block, head=it.head * group + g)
-            return _loops(s, mask, k_block, it, step_of, carry)
+            return tiles.over_blocks(s, mask, k_block, it.whole, it.masked, step_of, carry)
 
         nothing = {name: machine.zeros(ROWS, s.width) for name in parts if name in "kv"}
         if mode == "column":

@@ -7,6 +7,7 @@ pass rows are queries and columns keys; in the dk and dv pass it is the other wa
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -403,12 +404,14 @@ def drain(step, stages: int, barriers) -> None:
                 plgpu.barrier_wait(free.at[lax.rem(at, stages)])
 
 
-def may_hide(s: Settings, mask: Mask, k_block: int) -> bool:
-    """Whether a mask may be needed in some tile: where not, no code for it is made."""
-    given = jax.tree.leaves(mask) or mask.causal or (mask.window or (None, None)) != (None, None)
-    return bool(given) or s.keys % k_block != 0
+def over_blocks(s: Settings, mask: Mask, k_block: int, whole: tuple, masked: tuple, one_block: Callable, carry):
+    """one_block(n, carry, masked) over the blocks, (first, one past the last), that are whole, then those to mask.
 
-
-def always_hides(mask: Mask) -> bool:
-    """Whether every tile needs the mask."""
-    return mask.dense_BNTS is not None
+    No code is made for what cannot be needed.
+    """
+    if mask.dense_BNTS is None:
+        carry = lax.fori_loop(whole[0], whole[1], functools.partial(one_block, masked=False), carry)
+    static = mask.causal or (mask.window or (None, None)) != (None, None)
+    if static or jax.tree.leaves(mask) or s.keys % k_block:
+        carry = lax.fori_loop(masked[0], masked[1], functools.partial(one_block, masked=True), carry)
+    return carry

@@ -1,7 +1,8 @@
 """The conformance table of attention: cases that every implementation must get right, and the judge.
 
 Truth is the float64 oracle. The yardstick of its error is attention written plainly in XLA, with every product of
-factors in the case's dtype: an implementation may be at most twice as far from the truth, in the output and in every gradient.
+factors in the case's dtype: an implementation may be at most twice as far from the truth, in the output and in every
+gradient.
 """
 
 import contextlib
