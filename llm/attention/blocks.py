@@ -101,16 +101,17 @@ class Geometry:
     k_segments: jax.Array | None
 
 
-def geometry(plan: Plan, mask: Mask) -> Geometry:
+def geometry(plan: Plan, mask: Mask, known: bool = False) -> Geometry:
     """Splits what a mask says of single queries and keys into blocks.
 
-    Of a mask without arrays it is made of numpy arrays, and so is what `needed` and `whole` give.
+    If it is to be `known` while tracing, and the mask has no arrays, it is made of numpy arrays, and so is what
+    `needed` and `whole` then give.
     """
 
     def split(x, block, **how):
         return pad(x, 1, block, **how).reshape(x.shape[0], -1, block).transpose(1, 0, 2)
 
-    xp = jnp if jax.tree.leaves(mask) else np
+    xp = np if known and not jax.tree.leaves(mask) else jnp
     q_positions, k_positions = mask.positions(plan.queries, plan.keys, xp)
     q_segments = k_segments = None
     if mask.q_segments_BT is not None and mask.kv_segments_BS is not None:

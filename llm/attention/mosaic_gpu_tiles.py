@@ -261,7 +261,8 @@ def lists(s: Settings, mask: Mask, q_block: int, k_block: int, turned: bool) -> 
     counts, (rows or 1, blocks, 2), is how many come before the mask is needed, and in all.
     """
     p = plan(s, q_block, k_block)
-    g = blocks.geometry(p, mask if jax.tree.leaves(dataclasses.replace(mask, dense_BNTS=None)) else _static(mask))
+    without_dense = dataclasses.replace(mask, dense_BNTS=None)  # it says nothing of blocks
+    g = blocks.geometry(p, without_dense, known=True)
     xp: Any = blocks.array_module(g.q_positions)
     some, every = xp.broadcast_arrays(blocks.needed(p, g), blocks.whole(p, g))
     every = every & (mask.dense_BNTS is None)
@@ -269,11 +270,6 @@ def lists(s: Settings, mask: Mask, q_block: int, k_block: int, turned: bool) -> 
     counts = xp.stack([(rank == 0).sum(-1), (rank < 2).sum(-1)], -1)
     order = xp.argsort(rank, axis=-1, stable=True)
     return jnp.asarray(order.astype(jnp.int32)), jnp.asarray(counts.astype(jnp.int32))
-
-
-def _static(mask: Mask) -> Mask:
-    """A mask whose only array is dense says of blocks what its static fields say."""
-    return dataclasses.replace(mask, dense_BNTS=None)
 
 
 # --- what hides and what is added in a tile ---------------------------------------------------------------------------

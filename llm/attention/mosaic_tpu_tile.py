@@ -88,7 +88,7 @@ def pairs(plan: Plan, mask: Mask, major: str, every: bool = False, union: bool =
 
 
 def _pairs(plan: Plan, mask: Mask, major: str, every: bool, union: bool):
-    g = blocks.geometry(plan, mask)
+    g = blocks.geometry(plan, mask, known=True)
     xp: Any = blocks.array_module(g.q_positions)
     work, whole = xp.broadcast_arrays(blocks.needed(plan, g), blocks.whole(plan, g))
     if union:
