@@ -64,7 +64,11 @@ def test_weights():
 
 
 # What is not complete; the others may refuse nothing. Without its device, a kernel of ours runs in its interpreter.
-PARTIAL = {"cudnn": "a GPU, half precision and a width of a multiple of 8", "mosaic_gpu": "half precision"}
+PARTIAL = {
+    "cudnn": "a GPU, half precision and a width of a multiple of 8",
+    "mosaic_gpu": "half precision",
+    "mosaic_tpu": "float32 or bfloat16",
+}
 INTERPRETED = {"mosaic_gpu": table.gpu_interpreted, "mosaic_tpu": table.tpu_interpreted}
 
 
