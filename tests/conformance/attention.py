@@ -297,7 +297,7 @@ VARIANTS: dict[str, Variant] = {name: Variant(name) for name in IMPLEMENTATIONS}
 }
 # A case takes this interpreter ten seconds and more: these run always, the others where slow tests are asked for.
 GPU_INTERPRETED = {
-    "positions", "everything", "decode, all features", "no keys seen but sinks", "float16",
+    "positions", "everything", "no keys seen but sinks",
 }  # fmt: skip
 
 
