@@ -104,7 +104,7 @@ def sizes(width: int, dtype, features: int = 0) -> tuple[Blocks, Blocks, Blocks,
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(s: Settings, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
+def attend(s: Settings, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words) -> tuple[jax.Array, jax.Array]:
     """out_BTNH and lse_BTN of heads padded to the width of `s`."""
     out, lse = _forward(s, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words, exact=sinks_N is not None)
     return out.astype(q_BTNH.dtype), lse
