@@ -11,6 +11,7 @@ Sources: Dao et al. 2022 (FlashAttention); Shah et al. 2024 (FlashAttention-3) f
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,8 @@ def mosaic_gpu(
         ctas=here.cores or HOPPER_MULTIPROCESSORS, interpret=here.interpret or None,
     )  # fmt: skip
     q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[3])]) for x in (q_BTNH, k_BSKH, v_BSKH))
-    out, lse = attend(s, q, k, v, bias, sinks_N, mask, dropout_words)
+    result: Any = attend(s, q, k, v, bias, sinks_N, mask, dropout_words)  # custom_vjp hides its type
+    out, lse = result
     return out[..., :value_width], lse
 
 
