@@ -7,7 +7,7 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 # Before anything imports jax.
 ON_DEVICE = any(mark in argument for argument in sys.argv for mark in ("-mgpu", "-mtpu")) or any(
-    flag == "-m" and expression in ("gpu", "tpu") for flag, expression in zip(sys.argv, sys.argv[1:])
+    flag == "-m" and expression.split()[:1] in (["gpu"], ["tpu"]) for flag, expression in zip(sys.argv, sys.argv[1:])
 )
 # A worker of pytest-xdist inherits the choice of the process that started it.
 if not ON_DEVICE and "PYTEST_XDIST_WORKER" not in os.environ:

@@ -67,7 +67,7 @@ def attention(
         dropout_offset: the batch row and query head that the first of this call are in a larger one of which this is
             a shard: its dropout is then that of the whole.
         precision: of the matrix products; None is the highest for "reference" and the device's default for
-            "blockwise". "cudnn" has one precision only.
+            "blockwise" and "mosaic_tpu". "cudnn" and "mosaic_gpu" have one precision only.
         implementation: a key of IMPLEMENTATIONS, or "auto": our kernel for the platform where there is one and it has
             what is asked for, else cuDNN on GPUs, else "blockwise". The choice and its reason are logged once.
         return_lse: also return the log of the softmax's denominator, float32 of shape (B, T, N), -inf where a query

@@ -17,7 +17,9 @@ def relative_position_bucket(
 
     Near distances get a bucket each, farther ones share logarithmically wider buckets up to `max_distance`, and all
     beyond share the last. Bidirectional stacks use half of the buckets for keys after the query; causal ones put
-    every key after the query into bucket 0. Source: Raffel et al. 2020 (T5), section 2.1.
+    every key after the query into bucket 0. `xp` is the array library, numpy or jax.numpy.
+
+    Source: Raffel et al. 2020 (T5), section 2.1.
     """
     offset = xp.zeros_like(relative_position)
     if bidirectional:

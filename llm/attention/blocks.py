@@ -80,16 +80,6 @@ def group_heads(x: jax.Array, key_heads: int) -> jax.Array:
     return x.reshape(b, 1, 1, *rest) if n == 1 else x.reshape(b, key_heads, n // key_heads, *rest)
 
 
-def fold_scores(plan: Plan, x: jax.Array | None) -> jax.Array | None:
-    """(B or 1, N or 1, T or 1, S or 1) -> (.., K or 1, G T or 1, S or 1): the heads of a group as rows."""
-    if x is None or x.shape[1:3] == (1, 1):
-        return x
-    b, n, t, s = x.shape
-    G, T, K = (plan.group, plan.queries, 1 if n == 1 else plan.key_heads)
-    x = jnp.broadcast_to(x.reshape(b, K, 1 if n == 1 else G, t, s), (b, K, G, T, s))
-    return x.reshape(b, K, G * T, s)
-
-
 @dataclasses.dataclass(frozen=True)
 class Geometry:
     """Positions and segments of one part split into blocks, (blocks, rows or 1, block)."""

@@ -19,14 +19,15 @@ from llm.attention import blocks, dropout
 from llm.attention.bias import BucketBias
 from llm.attention.blocks import Geometry, Plan
 from llm.attention.decode import decode
+from llm.attention.fold import DECODE_QUERIES
 from llm.attention.mask import Mask
+from llm.attention.target import target
 
 BLOCK = 512
 # Scores of one step: 4 MiB in float32 stay in the cache of a CPU core or two; an accelerator wants much work at once.
 SCORES_ON_CPU = 2**20
 SCORES = 2**26
-# The most queries of a call that reads keys and values where they lie, without bringing them into blocks first.
-DECODE_QUERIES = 8
+# A call of few queries reads keys and values where they lie, without bringing them into blocks first.
 DECODE_BLOCK = 1024
 
 
@@ -41,7 +42,7 @@ def blockwise(
     settings = dict(
         scale=H**-0.5 if scale is None else scale, softcap=softcap, dropout_rate=dropout_rate, precision=precision
     )
-    plan = _plan(B, T, S, K, N // K, SCORES_ON_CPU if jax.default_backend() == "cpu" else SCORES, **settings)
+    plan = _plan(B, T, S, K, N // K, SCORES_ON_CPU if target().platform == "cpu" else SCORES, **settings)
     return _attend(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, dropout_words)
 
 
@@ -195,7 +196,7 @@ def _forward(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):
 def _decodes(plan: Plan) -> bool:
     """Whether the call is few queries over a long cache; an accelerator is better off with rows in parallel."""
     few = plan.queries <= DECODE_QUERIES and plan.keys >= 4 * plan.queries and plan.dropout_rate == 0
-    return few and jax.default_backend() == "cpu"
+    return few and target().platform == "cpu"
 
 
 def _forward_part(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, words):

@@ -13,10 +13,16 @@ def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.
     nothing anywhere they are zero, like its output. Sinks may take part in one of the calls only.
     """
     outs, lses = zip(*parts)
-    top = jax.lax.stop_gradient(jnp.stack(lses).max(0))
+    out, lse = merge_stacked(jnp.stack([out.astype(jnp.float32) for out in outs]), jnp.stack(lses))
+    return out.astype(outs[0].dtype), lse
+
+
+def merge_stacked(out_PBTNH: jax.Array, lse_PBTN: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`merge` of parts that lie along the first axis of float32 arrays; returns out_BTNH and lse_BTN in float32."""
+    top = jax.lax.stop_gradient(lse_PBTN.max(0))
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    shares = [jnp.exp(lse - top) for lse in lses]
-    total = sum(shares[1:], shares[0])
+    shares = jnp.exp(lse_PBTN - top)
+    total = shares.sum(0)
     safe = jnp.where(total == 0, 1.0, total)
-    out = sum(share[..., None] * out.astype(jnp.float32) for share, out in zip(shares, outs)) / safe[..., None]
-    return out.astype(outs[0].dtype), jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))
+    out_BTNH = (shares[..., None] * out_PBTNH).sum(0) / safe[..., None]
+    return out_BTNH, jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))

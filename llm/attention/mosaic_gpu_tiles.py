@@ -120,8 +120,7 @@ def mark(machine: Machine, p, words, rate: float, batch, head, q_position, kv_po
     """
     scalars = words[0], words[1], batch.astype(jnp.uint32) + words[2], head.astype(jnp.uint32) + words[3]
     scalars = [lax.broadcast_in_dim(x, p.shape, ()) for x in scalars]
-    threshold = round(rate * 2**32)
-    plain, registers = (functools.partial(f, threshold) for f in (_mark, _mark_registers))
+    plain, registers = functools.partial(_mark, rate), functools.partial(_mark_registers, round(rate * 2**32))
     return machine.each(plain, registers, p, q_position.astype(jnp.uint32), kv_position.astype(jnp.uint32), *scalars)
 
 
@@ -130,12 +129,9 @@ def survives(marked):
     return (lax.bitcast_convert_type(marked, jnp.int32) & 1) != 0
 
 
-def _mark(threshold: int, p, q, k, key0, key1, batch, head):
-    quarter = (k.astype(jnp.int32) >> 2).astype(jnp.uint32)
-    first, second, third, fourth = dropout.philox_4x32((batch, head, q, quarter), (key0, key1))
-    lane = k & 3
-    bits = jnp.where(lane < 2, jnp.where(lane == 0, first, second), jnp.where(lane == 2, third, fourth))
-    kept = (bits >= jnp.uint32(threshold)).astype(jnp.int32)
+def _mark(rate: float, p, q, k, key0, key1, batch, head):
+    word = dropout.chosen_word((key0, key1, jnp.uint32(0), jnp.uint32(0)), batch, head, q, k.astype(jnp.int32))
+    kept = dropout.survives(word, rate).astype(jnp.int32)
     return lax.bitcast_convert_type(lax.bitcast_convert_type(p, jnp.int32) & ~1 | kept, jnp.float32)
 
 

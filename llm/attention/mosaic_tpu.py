@@ -3,7 +3,8 @@
 Scores are tiles of (keys, queries): what belongs to a query, the running maximum and sum among it, is then a row over
 the lanes, maxima and sums over keys are elementwise over registers, and the log-sum-exp is stored as it lies. A grid
 step is one pair of blocks out of a list made beforehand, so that blocks in which nothing is visible cost neither a
-step nor a copy; a pair in which everything is visible skips the mask.
+step nor a copy (a batch row whose list is shorter than another's has empty steps at its end); a pair in which
+everything is visible skips the mask.
 
 Sources: Dao et al. 2022 (FlashAttention); the backward pass is fused: dk and dv of a key head stay on the chip while
 the queries of its group go by. The backward kernels are in `mosaic_tpu_backward`, the tile that they share with the
@@ -23,11 +24,12 @@ from llm.attention import mosaic_tpu_backward as backward
 from llm.attention.bias import BucketBias
 from llm.attention.block_sizes import Blocks, block_sizes
 from llm.attention.blocks import Plan
-from llm.attention.mosaic_tpu_tile import LANES, Call, Tile, key_head, operands, rows_of, steps, tall, wide
+from llm.attention.fold import DECODE_QUERIES, fold, unfold
+from llm.attention.mosaic_tpu_tile import LANES, Call, Tile, key_head, list_length, operands, rows_of, steps, tall, wide
 from llm.attention.target import target
 
-# The most queries of a call whose query heads are folded into rows of one block, so that a cache is read once a group.
-DECODE_QUERIES = 8
+# The list of pairs lies in scalar memory, 1 MiB on every generation that the tests compile for; this is half of it.
+MOST_PAIRS = 2**17
 
 
 def why_not_here() -> str | None:
@@ -36,12 +38,16 @@ def why_not_here() -> str | None:
     return None if platform == "tpu" else f"needs a TPU, the platform here is {platform}"
 
 
-def lacks(q, k, v, **asked) -> str | None:
+def lacks(q, k, v, *, mask, **asked) -> str | None:
     """What the kernel does not have: it has all that `attention` offers, for the dtypes of a TPU."""
-    dtypes = {x.dtype for x in (q, k, v)}
-    if dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"takes float32 or bfloat16 for all of q, k and v, got {q.dtype}, {k.dtype} and {v.dtype}"
+    if 0 in (*q.shape, *k.shape):
         return None
-    return f"takes float32 and bfloat16, got {', '.join(sorted(str(d) for d in dtypes))}"
+    longest = max(list_length(plan, mask) for plan in _plans(q, k, v))
+    if longest > MOST_PAIRS:
+        return f"has room for a list of {MOST_PAIRS:,} pairs of blocks, these masks and lengths may need {longest:,}"
+    return None
 
 
 def mosaic_tpu(
@@ -51,22 +57,26 @@ def mosaic_tpu(
 
     For calls of which `lacks` says nothing. A head width that is no multiple of 128 is padded to one.
     """
-    B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    if 0 in (B, T, S, N):
+    if 0 in (*q_BTNH.shape[:3], k_BSKH.shape[1]):
         return blocks.nothing(q_BTNH, v_BSKH, sinks_N)
-    whole = Plan(
-        B, T, S, K, N // K, rows=B, heads=K, q_block=T, k_block=S, scale=H**-0.5 if scale is None else scale,
-        softcap=softcap, dropout_rate=dropout_rate, precision=precision,
+    forward, back = _plans(
+        q_BTNH, k_BSKH, v_BSKH, scale=q_BTNH.shape[3] ** -0.5 if scale is None else scale, softcap=softcap,
+        dropout_rate=dropout_rate, precision=precision,
     )  # fmt: skip
-    widest = tall(max(H, v_BSKH.shape[3]), LANES)
-    here = target()
+    call = Call(forward, back, target().interpret)
+    return _attend(call, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, dropout_words)
+
+
+def _plans(q_BTNH, k_BSKH, v_BSKH, **settings) -> tuple[Plan, Plan]:
+    """The plans of the forward and the backward pass."""
+    (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
+    whole = Plan(B, T, S, K, N // K, rows=B, heads=K, q_block=T, k_block=S, **settings)
+    widest, kind = tall(max(H, v_BSKH.shape[3]), LANES), target().kind
     forward, back = (
-        _fitted(whole, block_sizes("mosaic_tpu", which, here.kind, widest, q_BTNH.dtype))
+        _fitted(whole, block_sizes("mosaic_tpu", which, kind, widest, q_BTNH.dtype))
         for which in ("forward", "backward")
     )
-    call = Call(forward, back, here.interpret)
-    return _attend(call, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, dropout_words)
+    return forward, back
 
 
 def _fitted(plan: Plan, sizes: Blocks) -> Plan:
@@ -106,7 +116,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _forward(call: Call, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dtype) -> tuple[jax.Array, jax.Array]:
     """out_BTNH in `dtype` and lse_BTN, without sinks."""
     plan = call.forward
-    B, T, N, _ = q_BTNH.shape
+    B, T = q_BTNH.shape[:2]
     width = v_BSKH.shape[3]
     K, G = plan.key_heads, plan.group
     folds = T <= DECODE_QUERIES and G > 1 and plan.dropout_rate == 0 and not isinstance(bias, BucketBias)
@@ -177,23 +187,5 @@ def _forward(call: Call, q_BTNH, k_BSKH, v_BSKH, bias, mask, words, dtype) -> tu
     out = out.reshape(B, padded, heads, v_width)[:, : plan.queries, :, :width]
     lse = rows_of(lse)[:, : plan.queries]
     if folds:
-        out = out.reshape(B, G, T, K, width).transpose(0, 2, 3, 1, 4).reshape(B, T, N, width)
-        lse = lse.reshape(B, G, T, K).transpose(0, 2, 3, 1).reshape(B, T, N)
+        out, lse = unfold(call.forward, out, lse)
     return out, lse
-
-
-def fold(plan: Plan, q_BTNH, bias, mask):
-    """The query heads of a group as rows: q of (B, G T, K, H), and what the mask and an array bias say of each row."""
-    B, T, _, H = q_BTNH.shape
-    K, G = plan.key_heads, plan.group
-    q = q_BTNH.reshape(B, T, K, G, H).transpose(0, 3, 1, 2, 4).reshape(B, G * T, K, H)
-
-    def of_queries(x):
-        return None if x is None else jnp.tile(x, (1, G))
-
-    positions, _ = mask.positions(plan.queries, plan.keys)
-    mask = dataclasses.replace(
-        mask, q_positions_BT=of_queries(positions), q_segments_BT=of_queries(mask.q_segments_BT),
-        dense_BNTS=blocks.fold_scores(plan, mask.dense_BNTS),
-    )  # fmt: skip
-    return q, blocks.fold_scores(plan, bias), mask

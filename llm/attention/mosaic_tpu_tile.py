@@ -73,6 +73,14 @@ def flip(x: jax.Array) -> jax.Array:
     return x.T
 
 
+def list_length(plan: Plan, mask: Mask) -> int:
+    """How many entries the list of `pairs` takes, of all rows."""
+    if not jax.tree.leaves(mask):
+        return int(pairs(plan, mask, "q")[1])
+    rows = plan.batch if jax.tree.leaves(dataclasses.replace(mask, dense_BNTS=None)) else 1
+    return rows * plan.q_blocks * plan.k_blocks
+
+
 def pairs(plan: Plan, mask: Mask, major: str, every: bool = False, union: bool = False):
     """The pairs of blocks a kernel visits, int32 of shape (rows or 1, P), and the number of steps, at most P.
 

@@ -475,7 +475,7 @@ TPU, HOPPER, AMPERE = (
     "device, dtype, how, name, reason",
     [
         (TPU, "bfloat16", {}, "mosaic_tpu", ""),
-        (TPU, "float16", {}, "blockwise", "mosaic_tpu takes float32 and bfloat16, got float16"),
+        (TPU, "float16", {}, "blockwise", "mosaic_tpu takes float32 or bfloat16 for all of q, k and v, got float16"),
         (HOPPER, "bfloat16", {}, "mosaic_gpu", ""),
         (HOPPER, "float32", {}, "blockwise", "mosaic_gpu takes float16 and bfloat16, q is float32"),
         (AMPERE, "bfloat16", {}, "cudnn", "mosaic_gpu needs compute capability 9.x, here it is 8.0"),
@@ -513,3 +513,21 @@ def test_a_kernel_refuses_another_platform():
         attention(x, x, x, implementation="mosaic_tpu")
     with pytest.raises(NotImplementedError, match="mosaic_gpu needs an NVIDIA GPU of compute capability 9.x"):
         attention(x, x, x, implementation="mosaic_gpu")
+
+
+def test_tpu_lists_that_scalar_memory_cannot_hold_are_refused():
+    """Four packed rows of 131,072 tokens; a window alone makes a short list at any length."""
+    long = jax.ShapeDtypeStruct((4, 2**17, 1, 128), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((4, 2**17), jnp.int32)
+
+    def chosen(mask, k_dtype=jnp.bfloat16):
+        k = jax.ShapeDtypeStruct(long.shape, k_dtype)
+        with compiling_for(**TPU):
+            return api.PARTIAL["mosaic_tpu"].lacks(long, k, k, mask=mask)
+
+    packed = Mask(causal=True, q_segments_BT=segments, kv_segments_BS=segments)
+    assert chosen(packed) == (
+        "has room for a list of 131,072 pairs of blocks, these masks and lengths may need 262,144"
+    )
+    assert chosen(Mask(causal=True, window=(1000, 0))) is None
+    assert "for all of q, k and v, got bfloat16, float32 and float32" in chosen(Mask(), jnp.float32)
