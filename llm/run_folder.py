@@ -33,7 +33,7 @@ def open_run(name: str) -> Run:
     """
     workdir = cli.existing_workdir(name)
     experiment = config.read(workdir / "config.json")
-    prepared = open_prepared(workdir)
+    prepared = open_prepared(workdir, experiment.objective)
     sharding.request_cpu_devices(experiment.mesh)
     mesh = sharding.make_mesh(experiment.mesh)
     model = models.build(experiment.model, prepared.tokenizer.vocab_size)

@@ -54,7 +54,8 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment.training, mesh)
 
-    prepared = prepare(experiment.data, experiment.tokenizer, workdir)
+    prepared = prepare(experiment.preparation, workdir)
+    assert prepared is not None
     model = models.build(experiment.model, prepared.tokenizer.vocab_size)
     prompts = _prompts(experiment, prepared)
     logging.getLogger("llm").setLevel(logging.INFO)  # which attention "auto" is, and why

@@ -1,29 +1,32 @@
-"""The stages in a row: read, clean, split, train the tokenizer, encode, pack, and write what training reads.
+"""Preparing a workdir: plan the units, run the phases, open what came out.
 
-A prepared folder holds `train.*.npy`, `validation.*.npy` and `report.json`. It appears whole or not at all: it is
-written beside its place and renamed.
+`workdir/data` holds token shards, rows, `report.json`, `report.md`, `lengths.png`, `removed.jsonl` and `skipped.jsonl`,
+`workdir/tokenizer.json` the tokenizer. The folder appears whole or not at all: the phases work in `data.partial`, where
+a preparation that was stopped goes on, and the last step renames it.
 """
 
 import dataclasses
-import hashlib
+import itertools
 import json
 import pathlib
 import shutil
 from collections.abc import Callable
 
-import numpy as np
-
-from llm import tokenization
-from llm.data.clean import clean
-from llm.data.loader import ARRAYS, Dataset
-from llm.data.pack import pack, token_dtype
-from llm.data.sources import Document, read, stamp
-from llm.data.spec import DataSpec
-from llm.data.split import check_disjoint, split
+from llm.data import finish
+from llm.data.execute import Execution, execute
+from llm.data.loader import Dataset
+from llm.data.mixture import Mixture
+from llm.data.objectives import Specials
+from llm.data.shards import Shards
+from llm.data.sources import Unit, read, stamp, units
+from llm.data.spec import ObjectiveSpec
+from llm.data.split import TRAIN, VALIDATION
+from llm.data.work import PLAN, Preparation, Work, write_json
 from llm.errors import InputError
-from llm.tokenization import Tokenizer, TokenizerSpec
+from llm.tokenization import Tokenizer
 
-DATA, REPORT, TOKENIZER = "data", "report.json", "tokenizer.json"
+DATA, TOKENIZER = "data", "tokenizer.json"
+CHECK_BYTES = 2**30  # beyond that, opening checks the sizes of files but not each byte
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,148 +34,234 @@ class Prepared:
     """What training reads: the tokenizer, both splits, the report, and the fingerprint of rows and tokenizer."""
 
     tokenizer: Tokenizer
-    train: Dataset
-    validation: Dataset
+    train: Dataset | Mixture
+    validation: Dataset | Mixture
     report: dict
     fingerprint: str
 
 
 def prepare(
-    spec: DataSpec, tokenizer_spec: TokenizerSpec, workdir: pathlib.Path, say: Callable[[str], None] = print
-) -> Prepared:
+    spec: Preparation,
+    workdir: pathlib.Path,
+    say: Callable[[str], None] = print,
+    execution: Execution = Execution(),
+    quiet: bool = False,
+) -> Prepared | None:
     """Prepares `workdir/data` and `workdir/tokenizer.json`, or opens them when they are there already.
 
+    Returns:
+        What was prepared; None when Slurm has the tasks and goes on by itself.
+
     Raises:
-        InputError: bad input of any stage, or data in the folder that other settings made.
+        InputError: bad input of any stage, or data in the folder that other settings or inputs made.
     """
-    settings = {"data": dataclasses.asdict(spec), "tokenizer": dataclasses.asdict(tokenizer_spec)}
-    settings = json.loads(json.dumps(settings))
-    folder = workdir / DATA
-    if (folder / REPORT).is_file():
-        prepared = open_prepared(workdir)
-        _refuse_other_settings(prepared.report["settings"], settings, folder)
-        for source, old in prepared.report["sources"].items():
-            if stamp(source) not in (old, None):
-                raise InputError(
-                    f"{source} has changed since {folder} was prepared from it; name another workdir, or remove it"
-                )
+    if spec.data.prepared:
+        return _refer(spec, workdir, say)
+    folder, partial = workdir / DATA, workdir / f"{DATA}.partial"
+    plan = {"settings": spec.to_json(), "sources": _stamps(spec)}
+    if (folder / finish.REPORT).is_file():
+        shutil.rmtree(partial, ignore_errors=True)
+        prepared = open_prepared(workdir, spec.objective)
+        _refuse_changes(prepared.report, plan, folder)
         say(f"data: {_summary(prepared.report)} (prepared before)")
         return prepared
     if folder.exists():
-        raise InputError(f"{folder} is not prepared data (it has no {REPORT}); remove it or name another workdir")
-
-    train, validation, read_report = _documents(spec)
-    say(f"data: {len(train)} training and {len(validation)} validation documents; training the tokenizer")
-    tokenizer = tokenization.train(tokenizer_spec, (d.text for d in train))
-
-    partial = workdir / f"{DATA}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    sources = {source: stamp(source) for source in (spec.train, spec.validation) if source}
-    report = {"settings": settings, "sources": sources, "documents": read_report, "tokenizer": tokenizer.fingerprint}
-    for name, documents in (("train", train), ("validation", validation)):
-        report[name] = _write_split(partial, name, documents, tokenizer, spec.row_length)
-    if report["train"]["tokens"] < spec.row_length:
-        raise InputError(
-            f"{spec.train}: {report['train']['tokens']} training tokens are fewer than one row of "
-            f"data.row_length={spec.row_length}; add text or shorten the row"
-        )
-    report["fingerprint"] = _fingerprint(partial, tokenizer)
-    (partial / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    tokenizer_file = workdir / f"{TOKENIZER}.partial"
-    tokenizer.save(tokenizer_file)
-    tokenizer_file.replace(workdir / TOKENIZER)  # before the rows: rows in place mean a tokenizer in place
+        raise InputError(f"{folder} is not prepared data (it has no {finish.REPORT}); remove it or name another workdir")
+    if (partial / PLAN).is_file():
+        begun = json.loads((partial / PLAN).read_text(encoding="utf-8"))
+        _refuse_changes(begun, plan, partial)
+        work = Work.open(partial)
+        done = sum(work.done(unit, "documents") for unit in range(len(work.units)))
+        say(f"data: going on with {partial}, where {done} of {len(work.units)} units are read")
+    else:
+        partial.mkdir(parents=True, exist_ok=True)
+        write_json(partial / PLAN, plan | {"units": _units(spec)})
+    if not execute(partial, execution, quiet):
+        say("data: Slurm has the tasks; when they are done, the same command shows the result")
+        return None
+    # The tokenizer first: data in place means a tokenizer in place.
+    shutil.copyfile(partial / TOKENIZER, workdir / f"{TOKENIZER}.partial")
+    (workdir / f"{TOKENIZER}.partial").replace(workdir / TOKENIZER)
+    finish.remove_intermediates(partial)
     partial.replace(folder)
-    say(f"data: {_summary(report)}")
-    return open_prepared(workdir)
+    prepared = open_prepared(workdir, spec.objective)
+    say(f"data: {_summary(prepared.report)}")
+    return prepared
 
 
-def open_prepared(workdir: pathlib.Path) -> Prepared:
+def open_prepared(workdir: pathlib.Path, objective: ObjectiveSpec = ObjectiveSpec()) -> Prepared:
     """Opens what `prepare` wrote and checks that it is what it was.
 
     Raises:
         InputError: nothing was prepared there, or files are missing or changed since.
     """
     folder = workdir / DATA
-    if not (folder / REPORT).is_file():
+    if not (folder / finish.REPORT).is_file():
         raise InputError(f"{workdir} holds no prepared data; run llm.prepare or llm.train on it first")
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
     try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        fingerprint = _fingerprint(folder, tokenizer)
-        train, validation = (Dataset.open(folder, name, report[name]["bytes"]) for name in ("train", "validation"))
-        expected = report["fingerprint"]
+        report = json.loads((folder / finish.REPORT).read_text(encoding="utf-8"))
+        if "prepared" in report:
+            return _open_mixture(workdir, tokenizer, report, objective)
+        _check_files(folder, report, tokenizer)
+        train, validation = (_dataset(folder, side, report, tokenizer, objective) for side in (TRAIN, VALIDATION))
+        return Prepared(tokenizer, train, validation, report, report["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{folder} is damaged ({error}); remove it to prepare it again") from None
-    if fingerprint != expected:
-        raise InputError(
-            f"{folder} or {TOKENIZER} beside it was changed since it was prepared (fingerprint {fingerprint}, was "
-            f"{expected}); remove both to prepare them again"
-        )
-    return Prepared(tokenizer, train, validation, report, fingerprint)
 
 
-def _documents(spec: DataSpec) -> tuple[list[Document], list[Document], dict]:
-    """The cleaned documents of both sides and what reading and cleaning did."""
-    found = read(spec.train)
-    train = [d for d in map(clean, found) if d.text]
-    report = {
-        "read": len(found),
-        "characters_read": sum(len(d.text) for d in found),
-        "characters_cleaned": sum(len(d.text) for d in train),
-    }
-    if spec.validation:
-        validation = [d for d in map(clean, read(spec.validation)) if d.text]
-    else:
-        train, validation = split(spec, train)
-    for name, documents, source in (("training", train, spec.train), ("validation", validation, spec.validation)):
-        if not documents:
-            raise InputError(f"{source}: no {name} text is left after cleaning")
-    check_disjoint(train, validation)
-    return train, validation, report
+def _check_files(folder: pathlib.Path, report: dict, tokenizer: Tokenizer) -> None:
+    changed = InputError(
+        f"{folder} or {TOKENIZER} beside it was changed since it was prepared; remove both to prepare them again"
+    )
+    if finish.fingerprint(report["files"], tokenizer) != report["fingerprint"]:
+        raise changed
+    every_byte = sum(entry["bytes"] for entry in report["files"].values()) <= CHECK_BYTES
+    for name, entry in report["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{folder} is damaged ({name} is missing); remove it to prepare it again")
+        if path.stat().st_size != entry["bytes"] or (every_byte and finish.digest(path) != entry):
+            raise changed
 
 
-def _write_split(
-    folder: pathlib.Path, name: str, documents: list[Document], tokenizer: Tokenizer, row_length: int
-) -> dict:
-    ids = tokenizer.encode_batch([d.text for d in documents])
-    rows = pack(ids, row_length, tokenizer.end_of_text, token_dtype(tokenizer.vocab_size))
-    for array in ARRAYS:
-        np.save(folder / f"{name}.{array}.npy", rows[array])
-    return {
-        "documents": len(documents),
-        "ids": [d.id for d in documents[:100]],
-        "bytes": sum(len(d.text.encode()) for d in documents),
-        "tokens": sum(map(len, ids)) + len(ids),
-        "rows": len(rows["tokens"]),
-    }
+def _dataset(folder: pathlib.Path, side: str, report: dict, tokenizer: Tokenizer, objective: ObjectiveSpec) -> Dataset:
+    data = report["settings"]["data"]
+    paths = [folder / name for name in sorted(report["files"]) if name.endswith(f".{side}.tokens")]
+    rows = folder / f"{side}.rows.npz"
+    return Dataset.open(
+        Shards.open(paths),
+        rows if data["packing"] != "none" else None,
+        objective,
+        specials(tokenizer),
+        row_length=data["row_length"],
+        buckets=tuple(data["buckets"]),
+        classes=len(report["labels"]),
+        training=side == TRAIN,
+    )
 
 
-def _fingerprint(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
-    digest = hashlib.sha256(tokenizer.fingerprint.encode())
-    for name in ("train", "validation"):
-        for array in ARRAYS:
-            with (folder / f"{name}.{array}.npy").open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+def specials(tokenizer: Tokenizer) -> Specials:
+    """The ids of the special tokens that objectives need, and which ids begin a word."""
+    return Specials(
+        vocab_size=tokenizer.vocab_size,
+        end_of_text=tokenizer.end_of_text,
+        pad=tokenizer.pad,
+        cls=tokenizer.cls,
+        sep=tokenizer.sep,
+        mask=tokenizer.mask,
+        bos=tokenizer.bos,
+        sentinels=tokenizer.sentinels,
+    )
 
 
-def _refuse_other_settings(old: dict, new: dict, folder: pathlib.Path) -> None:
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def _stamps(spec: Preparation) -> dict[str, str | None]:
+    sources = [spec.data.train, spec.data.validation, *spec.dedup.contamination, spec.clean.words, spec.tokenizer.path]
+    return {source: stamp(source) for source in sources if source}
+
+
+def _units(spec: Preparation) -> list[dict]:
+    """The units of both sources, each with the number of documents that is read of it (None: all)."""
+    planned = []
+    for source, evaluation in ((spec.data.train, False), (spec.data.validation, True)):
+        if not source:
+            continue
+        found = units(spec.data, source)
+        for unit, limit in _limits(spec, found):
+            planned.append({"unit": dataclasses.asdict(unit), "evaluation": evaluation, "limit": limit})
+    return planned
+
+
+def _limits(spec: Preparation, found: list[Unit]) -> list[tuple[Unit, int | None]]:
+    left = spec.data.max_documents
+    if left is None:
+        return [(unit, None) for unit in found]
+    limited = []
+    for unit in found:
+        if left == 0:
+            break
+        count = sum(1 for _ in itertools.islice(read(unit, spec.data, lambda *_: None), left))
+        limited.append((unit, count))
+        left -= count
+    return limited
+
+
+def _refuse_changes(old: dict, new: dict, folder: pathlib.Path) -> None:
+    """Raises InputError when settings or inputs are not those that a folder was made from, naming them."""
     changed = [
-        f"{room}.{name}: {old[room].get(name)!r} -> {value!r}"
-        for room in new
-        for name, value in new[room].items()
-        if old[room].get(name) != value
+        f"{room}.{name}: {old['settings'].get(room, {}).get(name)!r} -> {value!r}"
+        for room in new["settings"]
+        for name, value in new["settings"][room].items()
+        if old["settings"].get(room, {}).get(name) != value
     ]
     if changed:
         raise InputError(
             f"{folder} was prepared with other settings ({'; '.join(changed)}); name another workdir, or remove it"
         )
+    for source, mark in old["sources"].items():
+        # A source that is gone cannot have been changed: what was prepared from it still serves.
+        if new["sources"].get(source) not in (mark, None):
+            raise InputError(
+                f"{source} has changed since {folder} was prepared from it; name another workdir, or remove it"
+            )
 
 
 def _summary(report: dict) -> str:
-    train, validation = report["train"], report["validation"]
+    train, validation = report[TRAIN], report[VALIDATION]
     return (
         f"{train['tokens']:,} training tokens in {train['rows']:,} rows, "
         f"{validation['tokens']:,} validation tokens ({validation['bytes']:,} bytes)"
     )
+
+
+# --- mixtures ---------------------------------------------------------------------------------------------------------
+
+
+def _refer(spec: Preparation, workdir: pathlib.Path, say: Callable[[str], None]) -> Prepared:
+    """Makes a workdir's data out of folders that were prepared before, by reference."""
+    folder = workdir / DATA
+    parts = [open_prepared(pathlib.Path(path), spec.objective) for path in spec.data.prepared]
+    for path, part in zip(spec.data.prepared, parts):
+        if part.tokenizer.fingerprint != parts[0].tokenizer.fingerprint:
+            raise InputError(
+                f"data.prepared: {path} has another tokenizer than {spec.data.prepared[0]}; prepare it with "
+                f"--config.tokenizer.path={pathlib.Path(spec.data.prepared[0]) / TOKENIZER}"
+            )
+        row_length = part.report["settings"]["data"]["row_length"] if "settings" in part.report else None
+        if row_length not in (None, spec.data.row_length):
+            raise InputError(
+                f"data.row_length={spec.data.row_length}, but {path} was prepared with rows of {row_length}; set it to that"
+            )
+    report = {
+        "prepared": [str(pathlib.Path(path).resolve()) for path in spec.data.prepared],
+        "fingerprints": [part.fingerprint for part in parts],
+        "weights": list(spec.data.weights),
+    }
+    if (folder / finish.REPORT).is_file():
+        old = json.loads((folder / finish.REPORT).read_text(encoding="utf-8"))
+        if {name: old.get(name) for name in report} != report:
+            raise InputError(f"{folder} was made of other prepared folders or weights; name another workdir, or remove it")
+    else:
+        shutil.copyfile(pathlib.Path(spec.data.prepared[0]) / TOKENIZER, workdir / f"{TOKENIZER}.partial")
+        (workdir / f"{TOKENIZER}.partial").replace(workdir / TOKENIZER)
+        folder.mkdir(exist_ok=True)
+        write_json(folder / finish.REPORT, report)
+    prepared = open_prepared(workdir, spec.objective)
+    say(f"data: a mixture of {len(parts)} prepared folders: {', '.join(_summary(p.report) for p in parts)}")
+    return prepared
+
+
+def _open_mixture(workdir: pathlib.Path, tokenizer: Tokenizer, report: dict, objective: ObjectiveSpec) -> Prepared:
+    parts = [open_prepared(pathlib.Path(path), objective) for path in report["prepared"]]
+    for path, part, expected in zip(report["prepared"], parts, report["fingerprints"]):
+        if part.fingerprint != expected:
+            raise InputError(f"{path} was prepared again since {workdir} was made from it; name another workdir")
+    train = Mixture([part.train for part in parts], report["weights"] or [len(part.train) for part in parts])
+    validation = Mixture([part.validation for part in parts], [len(part.validation) for part in parts])
+    digest = finish.combined(report["fingerprints"], report["weights"])
+    return Prepared(tokenizer, train, validation, report, digest)

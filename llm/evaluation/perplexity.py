@@ -70,7 +70,7 @@ def perplexity(
         progress(batch_size)
     loss = nats / max(tokens, 1.0)
     # A part of the rows stands for its share of the text; all rows stand for all of it.
-    share = 1.0 if limit is None else tokens / float(np.count_nonzero(dataset.segments))
+    share = 1.0 if limit is None else tokens / float(dataset.tokens)
     text_bytes = dataset.text_bytes * share
     return Perplexity(
         loss=loss,

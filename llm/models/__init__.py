@@ -14,13 +14,14 @@ ModelSpec = GPTSpec
 
 
 class Family(NamedTuple):
-    """A family's settings and its module, built as `module(spec)`."""
+    """A family's settings, its module, built as `module(spec)`, and the objectives (`llm.data`) that it learns."""
 
     spec: type
     module: type
+    objectives: tuple[str, ...]
 
 
-FAMILIES: dict[str, Family] = {"gpt": Family(GPTSpec, GPT)}
+FAMILIES: dict[str, Family] = {"gpt": Family(GPTSpec, GPT, ("causal",))}
 
 
 def build(spec: ModelSpec, tokenizer_vocab: int | None = None) -> Model:
