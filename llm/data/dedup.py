@@ -118,16 +118,16 @@ def drop_parts(document: Document, note: Note, unit: str, least: int, listed: np
         first = np.zeros(len(keys), bool)
         first[np.unique(keys, return_index=True)[1]] = True
         gone = (keys != 0) & ~first
-        reason = f"repeated {unit}"
+        reason, reasons = f"repeated {unit}", f"repeated {unit}s"
     else:
         gone = (keys != 0) & np.isin(keys, listed)
-        reason = f"{unit} of many documents"
+        reason, reasons = f"{unit} of many documents", f"{unit}s of many documents"
     if not gone.any():
         return document
     note(reason, example=parts[int(np.argmax(gone))].strip(), count=int(gone.sum()))
     text = separator.join(part for part, drop in zip(parts, gone) if not drop).strip()
     if not text:
-        return Dropped(f"nothing but {reason}s")
+        return Dropped(f"nothing but {reasons}")
     return Document(document.id, text + "\n", document.meta)
 
 

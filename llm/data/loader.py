@@ -1,5 +1,10 @@
-"""Batches from prepared rows. `batch = f(seed, step)`: the loader holds no state that a checkpoint would need."""
+"""Batches from prepared data. `batch = f(seed, step)`: the loader holds no state that a checkpoint would need.
 
+Rows come in a fresh pseudo-random order every epoch, none dropped where epochs meet. What an objective draws at random
+is keyed by seed, epoch and row, so any number of hosts sees the same global batch.
+"""
+
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -8,71 +13,229 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from llm.data.objectives import causal
+from llm.data import objectives, pack
+from llm.data.augment import augment
+from llm.data.objectives import Specials
+from llm.data.permutation import permute
+from llm.data.shards import Shards
+from llm.data.spec import ObjectiveSpec
 
-ARRAYS = ("tokens", "targets", "segments")
+Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Packed rows in memory-mapped files, and the bytes of text that they encode."""
+    """Rows of token shards as an objective sees them.
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    segments: np.ndarray
-    text_bytes: int
+    Attributes:
+        plan: the packed rows; None makes each document an example of its own.
+        lengths: (examples,) the padded length that each example needs; empty where rows are packed.
+        buckets: lengths that unpacked batches are padded to, ascending.
+        classes: how many classes labels name.
+        training: whether examples are augmented.
+    """
+
+    shards: Shards
+    plan: pack.Plan | None
+    objective: ObjectiveSpec
+    specials: Specials
+    row_length: int
+    buckets: tuple[int, ...]
+    classes: int
+    training: bool
+    lengths: np.ndarray
 
     @classmethod
-    def open(cls, folder: pathlib.Path, split: str, text_bytes: int) -> "Dataset":
-        """The rows of one split, "train" or "validation"."""
-        arrays = {name: np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in ARRAYS}
-        return cls(**arrays, text_bytes=text_bytes)
+    def open(
+        cls,
+        shards: Shards,
+        plan: pathlib.Path | None,
+        objective: ObjectiveSpec,
+        specials: Specials,
+        *,
+        row_length: int,
+        buckets: tuple[int, ...] = (),
+        classes: int = 0,
+        training: bool = True,
+    ) -> "Dataset":
+        """The rows that a plan's file packs, or every document as an example.
+
+        Raises:
+            InputError: the objective needs a special token that the tokenizer lacks, or data packed another way.
+        """
+        objectives.require(objective, specials, packed=plan is not None, fields=shards.fields, classes=classes)
+        lengths = np.zeros(0, np.int64)
+        if plan is None:
+            lengths = np.minimum(objectives.longest(objective, shards.lengths(), specials), row_length)
+        packed = None if plan is None else pack.Plan.load(plan)
+        return cls(shards, packed, objective, specials, row_length, buckets or (row_length,), classes, training, lengths)
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.shards) if self.plan is None else len(self.plan)
 
-    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The batch of these rows, by the causal objective."""
-        return causal(self.tokens[indices], self.targets[indices], self.segments[indices])
+    @property
+    def tokens(self) -> int:
+        """Targets of all packed rows, or tokens of all examples."""
+        return self.shards.tokens if self.plan is None else self.plan.tokens
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of the text that the rows encode."""
+        return self.shards.text_bytes
+
+    def bucket(self, rows: np.ndarray) -> int:
+        """The shortest bucket that holds these examples."""
+        longest = int(self.lengths[rows].max(initial=1))
+        return next(bucket for bucket in self.buckets if bucket >= longest)
+
+    def rows(self, indices: np.ndarray, seed: int, epochs: np.ndarray, length: int | None = None) -> Batch:
+        """The batch of these rows, each drawn by (seed, its epoch, itself).
+
+        Args:
+            indices: (B,) rows.
+            seed: of everything random.
+            epochs: (B,) or one number.
+            length: padded length of unpacked examples; their bucket by default.
+        """
+        kind, spec, specials = self.objective.kind, self.objective, self.specials
+        epochs = np.broadcast_to(epochs, np.shape(indices))
+        # Nothing is drawn for next-token prediction, so no generator is made.
+        rngs = [] if kind == "causal" else [_generator(seed, int(e), int(i)) for e, i in zip(epochs, indices)]
+        if self.plan is not None:
+            rows = pack.rows(self.plan, self.shards, indices, specials.end_of_text)
+            batch = objectives.PACKED[kind](rows["tokens"], rows["targets"], rows["segments"], spec, specials, rngs)
+        else:
+            examples = [self._example(int(i), rng) for i, rng in zip(indices, rngs)]
+            labels = self.shards.labels(np.asarray(indices))
+            length = self.bucket(np.asarray(indices)) if length is None else length
+            batch = objectives.UNPACKED[kind](examples, labels, length, spec, specials, rngs)
+        objectives.check(batch, specials.vocab_size, self.classes)
+        return batch
+
+    def _example(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        found = tuple(self.shards.sequence(index, field) for field in range(len(self.shards.fields)))
+        spec = self.objective
+        if not self.training or not spec.augment:
+            return found
+        # The source is augmented, never the target that is learned.
+        kept = found[1:] if spec.kind == "seq2seq" else ()
+        changed = found[:1] if spec.kind == "seq2seq" else found
+        starts = self.specials.starts_word
+        return (*(augment(ids, spec.augment, spec.augment_rate, rng, starts) for ids in changed), *kept)
+
+    def batch(self, seed: int, step: int, batch_size: int, part: int, parts: int) -> Batch:
+        """As `batch_at`."""
+        size = batch_size // parts
+        mine = slice(part * size, (part + 1) * size)
+        if self.plan is not None:
+            places = step * batch_size + np.arange(batch_size)[mine]
+            indices, epochs = self.walk(places, seed)
+            return self.rows(indices, seed, epochs)
+        epoch, number = divmod(step, -(-len(self) // batch_size))
+        members, length = bucket_plan(self, seed, epoch, batch_size).batch(number)
+        return filled(self.rows(members[mine], seed, np.int64(epoch), length), size)
+
+    def walk(self, places: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, epochs) at these places of the endless sequence of epochs."""
+        epochs, within = np.divmod(places, len(self))
+        indices = np.empty(len(places), np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = permute(within[here], len(self), seed, int(epoch))
+        return indices, epochs
 
 
-@functools.lru_cache(maxsize=2)
-def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+@dataclasses.dataclass(frozen=True, eq=False)
+class BucketPlan:
+    """The batches of one epoch of unpacked examples: each example once, one padded length a batch."""
+
+    order: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    lengths: np.ndarray
+
+    def batch(self, number: int) -> tuple[np.ndarray, int]:
+        """(the examples, the padded length) of a batch; only one batch of an epoch has fewer than the others."""
+        return self.order[self.starts[number] : self.ends[number]], int(self.lengths[number])
 
 
-def batch_at(
-    dataset: Dataset, seed: int, step: int, batch_size: int, part: int = 0, parts: int = 1
-) -> dict[str, np.ndarray]:
-    """The batch of one step: rows in a fresh order every epoch, none dropped where epochs meet.
+@functools.lru_cache(maxsize=4)
+def bucket_plan(dataset: Dataset, seed: int, epoch: int, batch_size: int) -> BucketPlan:
+    """The batches of an epoch, a pure function of its arguments.
 
-    `part` of `parts` takes one host's slice, so that any number of hosts sees the same global batch.
+    Each bucket's examples, in a random order, are cut into batches; what is left over joins the next longer bucket, so
+    an epoch has ceil(examples / batch_size) batches, in a random order.
     """
-    size = batch_size // parts
-    places = step * batch_size + part * size + np.arange(size)
-    epochs, within = np.divmod(places, len(dataset))
-    return dataset.rows(np.array([_order(len(dataset), seed, int(e))[w] for e, w in zip(epochs, within)]))
+    count = len(dataset)
+    shuffled = permute(np.arange(count), count, seed, epoch)
+    bucket_of = np.searchsorted(dataset.buckets, dataset.lengths[shuffled])
+    order, lengths = [], []
+    left = np.zeros(0, np.int64)
+    for number, length in enumerate(dataset.buckets):
+        pool = np.concatenate([left, shuffled[bucket_of == number]])
+        whole = len(pool) // batch_size * batch_size
+        order.append(pool[:whole])
+        lengths += [length] * (whole // batch_size)
+        left = pool[whole:]
+    if len(left):
+        order.append(left)
+        lengths.append(int(dataset.bucket(left)))
+    starts = np.arange(len(lengths)) * batch_size
+    ends = np.minimum(starts + batch_size, count)
+    mixed = permute(np.arange(len(lengths)), len(lengths), seed + 1, epoch)
+    return BucketPlan(np.concatenate(order), starts[mixed], ends[mixed], np.array(lengths)[mixed])
 
 
-def sequential(dataset: Dataset, batch_size: int, limit: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """All rows once, in order, or `limit` of them evenly spaced; the last batch is filled up with rows of weight 0."""
+def _generator(seed: int, epoch: int, row: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, row])))
+
+
+def filled(batch: Batch, size: int) -> Batch:
+    """The batch with rows of zeros, of weight 0 then, up to `size`."""
+    short = size - len(next(iter(batch.values())))
+    if not short:
+        return batch
+    return {key: np.pad(value, ((0, short), *((0, 0),) * (value.ndim - 1))) for key, value in batch.items()}
+
+
+def batch_at(dataset, seed: int, step: int, batch_size: int, part: int = 0, parts: int = 1) -> Batch:
+    """The batch of one step.
+
+    Args:
+        dataset: a Dataset or a Mixture.
+        seed: of order and objective.
+        step: from 0.
+        batch_size: rows of the global batch.
+        part: of `parts`: one host's slice, so that any number of hosts sees the same global batch.
+        parts: hosts; divides `batch_size`.
+    """
+    if batch_size % parts:
+        raise ValueError(f"a batch of {batch_size} rows cannot be shared by {parts} hosts")
+    return dataset.batch(seed, step, batch_size, part, parts)
+
+
+def sequential(dataset, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+    """All rows once, in order, or `limit` of them evenly spaced; the last batch is filled up with rows of weight 0.
+
+    What an objective draws at random is drawn by seed 0, so that every evaluation sees the same.
+    """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     rows = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
     for start in range(0, count, batch_size):
-        taken = rows[start : start + batch_size]
-        batch = dataset.rows(taken)
-        short = batch_size - len(taken)
-        yield {key: np.pad(value, ((0, short), (0, 0))) for key, value in batch.items()}
+        yield filled(dataset.rows(rows[start : start + batch_size], 0, np.int64(0)), batch_size)
 
 
-def prefetch(make: Callable[[int], dict], steps: Iterable[int]) -> Iterator[dict]:
-    """make(step) for each step, the next one under way in a thread while the caller works on this one."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        waiting = None
+def prefetch(make: Callable[[int], dict], steps: Iterable[int], depth: int = 2) -> Iterator[dict]:
+    """make(step) for each step in order, the next `depth` under way in a thread while the caller works on this one."""
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
         for step in steps:
-            following = pool.submit(make, step)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+            waiting.append(pool.submit(make, step))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # A caller that stops early waits for the one under way, not for all.
+        pool.shutdown(cancel_futures=True)

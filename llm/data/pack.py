@@ -1,42 +1,180 @@
-"""Packing: token streams of documents into rows of one length, no token lost or doubled."""
+"""Packing: which pieces of which documents fill each row. Nothing is lost or doubled, and no target crosses a border.
 
-from collections.abc import Sequence
+A document of n tokens has n + 1 places: its inputs are the end of text and its tokens, its targets its tokens and the
+end of text. So every token is predicted once, the first from the end of text alone. A piece is a run of places.
+"""
+
+import bisect
+import dataclasses
+import pathlib
 
 import numpy as np
 
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest unsigned dtype that holds every id."""
-    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+from llm.data.shards import Shards
 
 
-def pack(documents: Sequence[Sequence[int]], row_length: int, end_of_text: int, dtype) -> dict[str, np.ndarray]:
-    """Concatenates documents and splits the stream into rows.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """The pieces of every row: those of row r are `splits[r]` to `splits[r + 1]`.
 
-    A document of n tokens has n + 1 inputs, the end of text and its tokens, and n + 1 targets, its tokens and the end
-    of text. So every token is predicted once, the first from the end of text alone, and no target crosses a border.
-    Inputs and targets lie side by side: a row's last input keeps its target.
+    Attributes:
+        row_length: places in a row; the pieces of a row fill no more.
+        splits: (rows + 1,) int64.
+        document, start, length: (pieces,) int64: the document, its first place in the piece, and how many.
+    """
+
+    row_length: int
+    splits: np.ndarray
+    document: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.splits) - 1
+
+    @property
+    def tokens(self) -> int:
+        """Targets in all rows."""
+        return int(self.length.sum())
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes the plan."""
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez(file, row_length=self.row_length, **{name: getattr(self, name) for name in _ARRAYS})
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Plan":
+        """Reads what `save` wrote."""
+        with np.load(path) as arrays:
+            return cls(int(arrays["row_length"]), *(arrays[name] for name in _ARRAYS))
+
+
+_ARRAYS = ("splits", "document", "start", "length")
+
+
+def plan(packing: str, lengths: np.ndarray, row_length: int) -> Plan:
+    """The rows of documents of these lengths (tokens), by "concatenate" or "best_fit"."""
+    return {"concatenate": concatenate, "best_fit": best_fit}[packing](np.asarray(lengths, np.int64), row_length)
+
+
+def concatenate(lengths: np.ndarray, row_length: int) -> Plan:
+    """Joins the documents and cuts the stream into rows; only the last row is not full."""
+    starts = np.cumsum(np.concatenate([[0], lengths + 1]))
+    total = int(starts[-1])
+    rows = -(-total // row_length)
+    begins = np.union1d(starts[:-1], np.arange(rows, dtype=np.int64) * row_length)
+    length = np.diff(np.append(begins, total))
+    document = np.searchsorted(starts, begins, side="right") - 1
+    splits = np.searchsorted(begins, np.arange(rows + 1, dtype=np.int64) * row_length)
+    return Plan(row_length, splits, document, begins - starts[document], length)
+
+
+def best_fit(lengths: np.ndarray, row_length: int) -> Plan:
+    """Keeps documents whole where they fit into a row: best-fit decreasing (Ding et al. 2024, arXiv 2404.10830).
+
+    A longer document first fills rows of its own; its rest is placed like any other. Documents of one size are placed
+    together: in a row with room c, c // size of them, which is what placing them one by one does too.
+    """
+    size = lengths + 1
+    full, rest = np.divmod(size, row_length)
+    whole_document = np.repeat(np.arange(len(size)), full)
+    whole_start = (np.arange(len(whole_document)) - np.repeat(np.cumsum(full) - full, full)) * row_length
+    whole_rows = len(whole_document)
+
+    row_of = np.full(len(size), -1, np.int64)
+    order = np.argsort(-rest, kind="stable")
+    order = order[rest[order] > 0]
+    rooms: dict[int, list[np.ndarray]] = {}  # room left -> rows with that much, oldest first
+    sorted_rooms: list[int] = []  # the keys of `rooms`
+    rows = whole_rows
+
+    def put(room: int, which: np.ndarray) -> None:
+        if room and len(which):
+            if room not in rooms:
+                rooms[room] = []
+                bisect.insort(sorted_rooms, room)
+            rooms[room].append(which)
+
+    at = 0
+    while at < len(order):
+        length = int(rest[order[at]])
+        end = at + int(np.searchsorted(-rest[order[at:]], -length, side="right"))
+        waiting = order[at:end]
+        at = end
+        while len(waiting):
+            place = bisect.bisect_left(sorted_rooms, length)
+            if place < len(sorted_rooms):
+                room = sorted_rooms.pop(place)
+                found = np.concatenate(rooms.pop(room))
+            else:
+                room = row_length
+                found = np.arange(rows, rows + -(-len(waiting) // (room // length)))
+                rows += len(found)
+            each = room // length
+            used = min(len(found), -(-len(waiting) // each))
+            filled = np.repeat(found[:used], each)[: len(waiting)]
+            row_of[waiting[: len(filled)]] = filled
+            waiting = waiting[len(filled) :]
+            in_last = len(filled) - (used - 1) * each
+            put(room - each * length, found[: used - 1])
+            put(room - in_last * length, found[used - 1 : used])
+            put(room, found[used:])
+
+    document = np.concatenate([whole_document, order])
+    start = np.concatenate([whole_start, full[order] * row_length])
+    length = np.concatenate([np.full(whole_rows, row_length, np.int64), rest[order]])
+    row = np.concatenate([np.arange(whole_rows), row_of[order]])
+    by_row = np.argsort(row, kind="stable")
+    splits = np.searchsorted(row[by_row], np.arange(rows + 1))
+    return Plan(row_length, splits, document[by_row], start[by_row], length[by_row])
+
+
+def rows(packed: Plan, shards: Shards, indices: np.ndarray, end_of_text: int) -> dict[str, np.ndarray]:
+    """The rows at `indices`.
 
     Returns:
-        tokens, targets: (rows, row_length) of `dtype`.
-        segments: (rows, row_length) int32, 1, 2, ... for the documents of a row, 0 for the padding of the last row.
+        tokens, targets: (rows, row_length) int32; the end of text at padding.
+        segments: (rows, row_length) int32, 1, 2, ... for the pieces of a row, 0 for padding.
     """
-    total = sum(len(d) + 1 for d in documents)
-    rows = -(-total // row_length)
-    tokens = np.full(rows * row_length, end_of_text, dtype)
-    targets = np.full(rows * row_length, end_of_text, dtype)
-    document_of = np.zeros(rows * row_length, np.int64)
-    at = 0
-    for number, ids in enumerate(documents, 1):
-        n = len(ids)
-        tokens[at + 1 : at + n + 1] = ids
-        targets[at : at + n] = ids
-        document_of[at : at + n + 1] = number
-        at += n + 1
-    document_of = document_of.reshape(rows, row_length)
-    segments = np.where(document_of == 0, 0, document_of - document_of[:, :1] + 1).astype(np.int32)
-    return {
-        "tokens": tokens.reshape(rows, row_length),
-        "targets": targets.reshape(rows, row_length),
-        "segments": segments,
-    }
+    counts = packed.splits[indices + 1] - packed.splits[indices]
+    pieces = np.repeat(packed.splits[indices], counts) + _within(counts)
+    length, document = packed.length[pieces], packed.document[pieces]
+    row = np.repeat(np.arange(len(indices)), counts)
+    # The place of each piece in its row: what stands before it there.
+    before = np.cumsum(length) - length
+    first_of_row = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    column = before - np.repeat(before[first_of_row], counts)
+    flat = np.repeat(row * packed.row_length + column, length) + _within(length)
+    # place p of a document: input token p - 1, target token p
+    place = np.repeat(packed.start[pieces], length) + _within(length)
+    starts = shards.offsets[document]
+    size = shards.offsets[document + 1] - starts
+    at = np.repeat(starts, length) + place
+    opens, closes = place == 0, place == np.repeat(size, length)
+    last = max(shards.tokens - 1, 0)
+    inputs = _taken(shards, np.clip(at - 1, 0, last))
+    outputs = _taken(shards, np.minimum(at, last))
+    inputs[opens], outputs[closes] = end_of_text, end_of_text
+
+    shape = (len(indices), packed.row_length)
+    tokens = np.full(shape, end_of_text, np.int32)
+    targets = np.full(shape, end_of_text, np.int32)
+    segments = np.zeros(shape, np.int32)
+    tokens.reshape(-1)[flat] = inputs
+    targets.reshape(-1)[flat] = outputs
+    segments.reshape(-1)[flat] = np.repeat(_within(counts) + 1, length)
+    return {"tokens": tokens, "targets": targets, "segments": segments}
+
+
+def _taken(shards: Shards, places: np.ndarray) -> np.ndarray:
+    if shards.tokens == 0:
+        return np.zeros(len(places), np.int32)
+    return shards.take(places).astype(np.int32)
+
+
+def _within(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1, ..."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
