@@ -19,8 +19,10 @@ import time
 
 import numpy as np
 
-from llm.data.clean import clean
-from llm.data.sources import read
+from llm.data import CleanSpec, DataSpec
+from llm.data.clean import stages
+from llm.data.documents import Document
+from llm.data.sources import read_all
 
 BLOCK, HELD_OUT = 64, "persuasion"
 RECIPE = {
@@ -32,7 +34,9 @@ RECIPE = {
 
 def write_data(folder: pathlib.Path) -> np.ndarray:
     """Writes nanoGPT's train.bin, val.bin and meta.pkl; returns the ids of the validation novel."""
-    novels = {d.id: clean(d).text for d in read("austen")}
+    _, clean = stages(CleanSpec())[0]
+    cleaned = [clean(d, lambda *_, **__: None) for d in read_all(DataSpec(), "austen")]
+    novels = {d.id: d.text for d in cleaned if isinstance(d, Document)}
     characters = sorted(set("".join(novels.values())))
     index = {c: i for i, c in enumerate(characters)}
 

@@ -5,7 +5,8 @@ import pathlib
 import subprocess
 import sys
 
-from llm.data.sources import read
+from llm.data import DataSpec
+from llm.data.sources import read_all
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -45,7 +46,7 @@ def assert_refused_last(result, *parts):
 
 def write_corpus(folder: pathlib.Path) -> pathlib.Path:
     """Eight documents of about 6,000 characters."""
-    text = read("austen")[2].text
+    text = read_all(DataSpec(), "austen")[2].text
     for n in range(8):
         (folder / f"part{n}.txt").write_text(text[n * 6000 : (n + 1) * 6000], encoding="utf-8")
     return folder

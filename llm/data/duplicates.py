@@ -1,6 +1,6 @@
 """Which documents of a whole corpus are duplicates. One process decides, in one order, from a few bytes a document.
 
-Documents are taken in an order that depends on nothing but themselves: those of an evaluation source first, then the
+Documents are taken in an order that depends on nothing but themselves: those that evaluation needs first, then the
 longest first, then by the hash of the text, then by the hash of the id. A document goes when it equals one that stays,
 or is verified to be near one that stays. So of every cluster of linked documents at least one stays, a chain of weak
 links joins nothing (what goes is near to what stays, not to what went), and neither the order of files nor the number
@@ -24,7 +24,7 @@ class Table:
         length: (documents,) characters.
         text: (documents,) uint64, a hash of the text.
         id: (documents,) uint64, a hash of id and source.
-        evaluation: (documents,) bool, whether it comes from an evaluation source; those always stay.
+        evaluation: (documents,) bool, whether it is from an evaluation source or held out by name; those always stay.
     """
 
     exact: np.ndarray

@@ -1,29 +1,147 @@
-"""What is learned from packed rows: the batch dict that models and losses see.
+"""What is learned from rows and examples: the batch dict that models and losses see.
 
-The keys, all of shape (batch, row length):
+Its keys; B rows, T places of the row, S places of the source. An objective gives those that it names below.
 
-    tokens      int32    inputs
-    targets     int32    the id to predict at each place
-    weights     float32  how much each place counts in the loss; 0 at padding
-    segments    int32    1, 2, ... for the documents of a row, 0 for padding
-    positions   int32    0, 1, ... within each document's part of the row
+    tokens            (B, T) int32    inputs
+    targets           (B, T) int32    the id to predict at each place
+    weights           float32         how much each place, (B, T), or each row, (B,), counts in the loss
+    segments          (B, T) int32    1, 2, ... for the documents of a row, 0 for padding
+    positions         (B, T) int32    0, 1, ... within each document's part of the row
+    types             (B, T) int32    the field that a token belongs to, 0, 1, ...; 0 at padding
+    prefix_lengths    (B,) int32      `Mask.prefix_lengths_B`: places of the row before this one are visible to all
+    source_tokens     (B, S) int32    inputs of the encoder (contrastive: of the other text)
+    source_segments   (B, S) int32    as segments; a document's source and target have the same number
+    source_positions  (B, S) int32    as positions
+    labels            (B,) int32      the class of a row
+    label_weights     (B,) float32    how much each label counts, where `weights` are those of places
+    starts, ends      (B,) int32      the first and the last place of the answer
+    offsets           (B,) int32      the place of the context's first token
+
+Which of them each objective gives:
+
+    causal            tokens targets weights segments positions
+    prefix            these and prefix_lengths
+    masked            tokens targets weights segments positions types; of pairs also labels label_weights
+    span_corruption   tokens targets weights segments positions, source_*
+    seq2seq           the same
+    classification    tokens segments positions types labels weights (B,)
+    span_qa           tokens segments positions types starts ends offsets weights (B,)
+    contrastive       tokens segments positions, source_*, weights (B,)
+
+What does not count has weight 0, and a target or label that is an id all the same (0 but where a packed row has its
+end of text), never -100. Weights come from lengths and places, never from ids: a text may hold the id of the padding or
+of the end of text. Only "masked" looks at ids: it chooses no special token, wherever it stands. A row of zeros counts
+nowhere.
+
+Packed rows have tokens, targets one place ahead, and segments (`llm.data.pack`). Examples have an array of ids a field,
+without special tokens; they become `[CLS] a [SEP] b [SEP]`, without [CLS] starting with the end of text, and without
+[SEP] as `end-of-text a end-of-text b`. An example that is too long loses tails, those of its longest fields first.
+Everything random is drawn by a generator of its row.
 """
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from llm.data import examples, masking, packed
+from llm.data.examples import longest
+from llm.data.packed import Batch, causal, enough_sentinels
+from llm.data.spec import ObjectiveSpec
+from llm.data.specials import Specials, check_ids
+from llm.errors import InputError
+
 KEYS = ("tokens", "targets", "weights", "segments", "positions")
 
+# f(tokens_BT, targets_BT, segments_BT, spec, specials, rngs) of packed rows; a generator a row, none for "causal".
+PACKED: dict[str, Callable[..., Batch]] = {
+    "causal": lambda tokens, targets, segments, spec, specials, rngs: causal(tokens, targets, segments),
+    "prefix": lambda tokens, targets, segments, spec, specials, rngs: packed.prefix(tokens, targets, segments, rngs),
+    "masked": lambda tokens, targets, segments, spec, specials, rngs: packed.masked(
+        tokens, segments, np.zeros_like(segments), spec, specials, rngs
+    ),
+    "span_corruption": lambda tokens, targets, segments, spec, specials, rngs: packed.span_corruption(
+        tokens, segments, spec, specials, rngs
+    ),
+}
 
-def causal(tokens_BT: np.ndarray, targets_BT: np.ndarray, segments_BT: np.ndarray) -> dict[str, np.ndarray]:
-    """Next-token prediction within each document of the packed rows."""
-    index = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
-    starts = np.ones(segments_BT.shape, bool)
-    starts[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    first = np.maximum.accumulate(np.where(starts, index, 0), axis=1)
-    return {
-        "tokens": tokens_BT.astype(np.int32),
-        "targets": targets_BT.astype(np.int32),
-        "weights": (segments_BT != 0).astype(np.float32),
-        "segments": segments_BT.astype(np.int32),
-        "positions": (index - first).astype(np.int32),
-    }
+# f(examples, labels, length, spec, specials, rngs) of examples; "masked" takes `others` for pairs of sentences.
+UNPACKED: dict[str, Callable[..., Batch]] = {
+    "causal": examples.causal,
+    "prefix": examples.prefix,
+    "masked": examples.masked,
+    "span_corruption": examples.span_corruption,
+    "seq2seq": examples.seq2seq,
+    "classification": examples.classification,
+    "span_qa": examples.span_qa,
+    "contrastive": examples.contrastive,
+}
+
+
+def require(
+    spec: ObjectiveSpec,
+    specials: Specials,
+    *,
+    packed: bool,
+    fields: Sequence[str] = ("text",),
+    classes: int = 0,
+    row_length: int = 0,
+) -> None:
+    """Raises InputError when an objective cannot be learned from such data or with such a tokenizer.
+
+    Args:
+        spec: the objective.
+        specials: the tokenizer's special tokens.
+        packed: whether the data are packed rows, or examples.
+        fields: names of an example's fields.
+        classes: how many classes the labels name.
+        row_length: the longest row, for the sentinels that it needs; 0 does not look.
+    """
+    kind = f"objective.kind={spec.kind!r}"
+    if packed and spec.kind not in PACKED:
+        raise InputError(f"{kind} learns from whole examples: prepare them with data.packing='none'")
+    if packed and spec.next_sentence and spec.kind == "masked":
+        raise InputError("objective.next_sentence makes pairs of whole examples: prepare them with data.packing='none'")
+    if packed and spec.augment:
+        raise InputError(
+            f"objective.augment={spec.augment} changes whole examples: set data.packing='none', or take none"
+        )
+    if spec.augment and spec.kind == "span_qa":
+        raise InputError(f"objective.augment={spec.augment} would move the answers of {kind}: take none")
+    if spec.kind in ("seq2seq", "span_qa", "contrastive") and len(fields) != 2:
+        raise InputError(f"{kind} needs examples of two fields, data.fields={tuple(fields)} has {len(fields)}")
+    pairs = spec.kind == "masked" and spec.next_sentence
+    if pairs and len(fields) > 2:
+        raise InputError(f"objective.next_sentence makes pairs: data.fields={tuple(fields)} has more than two")
+    if spec.kind == "classification" and classes < 2:
+        raise InputError(f"{kind} needs labels of two classes or more, there are {classes}: name them by data.label")
+    for name in {"masked": ("cls", "sep", "mask") if pairs else ("mask",)}.get(spec.kind, ()):
+        if getattr(specials, name) is None:
+            raise InputError(f"{kind}: the tokenizer has no {name} token; add it by tokenizer.special_tokens")
+    if spec.kind == "masked" and spec.whole_words and specials.starts_word is None:
+        raise InputError("objective.whole_words: the tokenizer does not say where words begin; set it to False")
+    if spec.kind == "span_corruption":
+        _, spans = masking.span_counts(row_length or 2, spec.mask_rate, spec.mean_span)
+        enough_sentinels(spans, specials)
+
+
+def check(batch: Batch, vocab_size: int, classes: int = 0) -> None:
+    """Raises InputError, naming key, row, place and id, when an id, a label or a place is out of range.
+
+    On a device such an id would silently be another one.
+
+    Args:
+        batch: of any objective.
+        vocab_size: ids lie below.
+        classes: labels lie below; those of pairs of sentences below 2.
+    """
+    for key in ("tokens", "targets", "source_tokens"):
+        if key in batch:
+            check_ids(key, batch[key], vocab_size)
+    if "labels" in batch:
+        check_ids("labels", batch["labels"], 2 if "label_weights" in batch else classes)
+    for key, last in (("starts", 1), ("ends", 1), ("offsets", 0), ("prefix_lengths", 0)):
+        if key in batch:
+            check_ids(key, batch[key], batch["tokens"].shape[1] + 1 - last)
+
+
+__all__ = ["KEYS", "PACKED", "UNPACKED", "Batch", "Specials", "causal", "check", "longest", "require"]

@@ -18,11 +18,11 @@ import numpy as np
 from llm import tokenization
 from llm.data import dedup, duplicates
 from llm.data.clean import stages
-from llm.data.documents import Document, Dropped, Tally, apply
+from llm.data.documents import Document, Dropped, Note, Tally, apply
 from llm.data.shards import ShardWriter
 from llm.data.sources import read, read_all
-from llm.data.split import SPLITS, TRAIN, VALIDATION, held_out, sides
-from llm.data.work import Work, decode_document, encode_document, merge_tallies, tallies_to_json, whole
+from llm.data.split import SPLITS, TRAIN, held_out, sides
+from llm.data.work import Work, decode_document, encode_document, tallies_to_json, whole
 from llm.errors import InputError
 from llm.tokenization import Tokenizer
 
@@ -47,7 +47,7 @@ def documents(work: Work, unit: int) -> None:
                         "reason": dropped.reason, "detail": dropped.detail})  # fmt: skip
 
     stream = itertools.islice(read(work.units[unit], spec.data, on_bad), work.limits[unit])
-    stream = apply(lambda document, note: document, stream, tallies[0])
+    stream = apply(_pass, stream, tallies[0])
     for (_, stage), tally in zip(found_stages, tallies[1:]):
         stream = apply(stage, stream, tally, on_removed)
 
@@ -73,13 +73,16 @@ def documents(work: Work, unit: int) -> None:
 def _stages(work: Work, evaluation: bool):
     """The stages of a unit. An evaluation source is normalised but never filtered: its scores stay comparable."""
     spec = work.spec
-    found = stages(spec.clean, spec.data.fields)
-    if evaluation:
-        return [(name, stage) for name, stage in found if name in ("clean", "personal data")]
-    found += dedup.document_stages(spec.dedup)
+    found = [*stages(spec.clean, spec.data.fields), *dedup.document_stages(spec.dedup)]
     if spec.dedup.contamination:
         found.append(("contamination", _contamination(work).stage))
+    if evaluation:
+        return [(name, stage if name in ("clean", "personal data") else _pass) for name, stage in found]
     return found
+
+
+def _pass(document: Document, note: Note) -> Document:
+    return document
 
 
 @functools.lru_cache(maxsize=1)
@@ -167,7 +170,8 @@ def decide(work: Work) -> None:
     counts = [len(table["offset"]) for table in tables]
     starts = np.cumsum([0, *counts])
     joined = {name: np.concatenate([t[name] for t in tables]) for name in ("exact", "length", "text", "id", "held")}
-    evaluation = np.repeat(work.evaluation, counts)
+    # What is held out by name stays, and its twin in training goes.
+    evaluation = np.repeat(work.evaluation, counts) | (joined["held"] & bool(spec.data.holdout))
     table = duplicates.Table(joined["exact"], joined["length"], joined["text"], joined["id"], evaluation)
     texts = _Texts(work, tables, starts)
     alive = np.ones(len(evaluation), bool)
@@ -344,7 +348,7 @@ def _kept(work: Work, unit: int, tallies: list[Tally], removed=lambda *_: None) 
                 stage = functools.partial(dedup.drop_parts, unit=name, least=spec.line_characters, listed=listed)
                 stream = apply(stage, stream, tallies[-1], removed)
             else:
-                stream = apply(lambda document, note: document, stream, tallies[-1])
+                stream = apply(_pass, stream, tallies[-1])
     for document in stream:
         meta = dict(document.meta)
         yield from sides(work.spec.data, Document(document.id, document.text, meta), meta.pop(_HELD))
@@ -403,9 +407,3 @@ def encode(work: Work, unit: int) -> None:
 def label_names(work: Work) -> tuple[str, ...]:
     """The integer labels that every example carries in its shard."""
     return (work.spec.data.label,) if work.spec.data.label else ()
-
-
-PER_UNIT = {"documents": documents, "encode": encode}
-ONCE = {"decide": decide, "tokenizer": tokenizer}
-
-__all__ = ["ONCE", "PER_UNIT", "VALIDATION", "label_names", "merge_tallies"]

@@ -13,24 +13,24 @@ from llm.data.word_units import normalised_words
 SPEC = DedupSpec(near=True)
 
 
-def table(texts, evaluation=()):
+def table(texts, evaluation=(), ids=None):
     return Table(
         exact=np.array([np.frombuffer(exact_key(t), np.uint64) for t in texts]).reshape(-1, 2),
         length=np.array([len(t) for t in texts]),
         text=np.array([int(Document("", t).hash[:16], 16) for t in texts], np.uint64),
-        id=np.arange(len(texts), dtype=np.uint64),
+        id=np.arange(len(texts), dtype=np.uint64) if ids is None else ids.astype(np.uint64),
         evaluation=np.isin(np.arange(len(texts)), evaluation),
     )
 
 
-def near(texts, spec=SPEC, evaluation=(), alive=None):
+def near(texts, spec=SPEC, evaluation=(), ids=None):
     found = [shingles(t, spec.shingle) for t in texts]
     keys = band_keys(found, spec)
     return near_duplicates(
-        table(texts, evaluation),
+        table(texts, evaluation, ids),
         lambda b: keys[:, b],
         spec.bands,
-        np.ones(len(texts), bool) if alive is None else alive,
+        np.ones(len(texts), bool),
         found.__getitem__,
         spec.threshold,
     )[0]
@@ -123,7 +123,7 @@ def test_against_brute_force_in_any_order():
     assert set(range(200)) - {r.document for r in removals} == set(kept)
     assert len({r.document for r in removals}) == len(removals) == 200 - len(kept)
     shuffled = np.random.default_rng(3).permutation(200)
-    again = near([texts[i] for i in shuffled], spec)
+    again = near([texts[i] for i in shuffled], spec, ids=shuffled)
     assert {int(shuffled[r.document]) for r in again} == {r.document for r in removals}
 
 

@@ -191,16 +191,18 @@ def test_half_written_checkpoints_are_skipped_by_name_and_kept(partly, finished_
 
 
 def test_other_data_under_a_checkpoint_is_refused(partly, corpus):
-    report = json.loads((partly / "data" / "report.json").read_text())
-    tokens = np.load(partly / "data" / "train.tokens.npy")
-    tokens[0, 0] += 1
-    np.save(partly / "data" / "train.tokens.npy", tokens)
-    assert_refused(verb("train", *tiny(corpus, partly)), "was changed since it was prepared")
-    # A folder prepared anew from other text is whole in itself; the checkpoint knows better.
-    from llm.data.preparation import _fingerprint
+    from llm.data import finish
     from llm.tokenization import Tokenizer
 
-    report["fingerprint"] = _fingerprint(partly / "data", Tokenizer.load(partly / "tokenizer.json"))
+    report = json.loads((partly / "data" / "report.json").read_text())
+    (shard,) = (partly / "data").glob("*.train.tokens")
+    data = bytearray(shard.read_bytes())
+    data[-2] ^= 1
+    shard.write_bytes(data)
+    assert_refused(verb("train", *tiny(corpus, partly)), "was changed since it was prepared")
+    # A folder prepared anew from other text is whole in itself; the checkpoint knows better.
+    report["files"][shard.name] = finish.digest(shard)
+    report["fingerprint"] = finish.fingerprint(report["files"], Tokenizer.load(partly / "tokenizer.json"))
     (partly / "data" / "report.json").write_text(json.dumps(report))
     assert_refused_last(verb("train", *tiny(corpus, partly)), "checkpoint 20 was trained on other data")
 

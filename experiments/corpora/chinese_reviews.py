@@ -1,0 +1,24 @@
+"""Chinese reviews of things bought, positive and negative.
+
+Command:   python -m llm.prepare --config=experiments/corpora/chinese_reviews.py --workdir=runs/chinese_reviews
+Hardware:  two CPU cores
+Time:      TIME_chinese_reviews
+Result:    RESULT_chinese_reviews
+"""
+
+from llm.config import Config, default_config, with_variant
+
+
+def get_config(variant: str = "") -> Config:
+    """The whole corpus, or `smoke`: its first documents."""
+    config = default_config("corpus")
+    config.data.train = "chinese_reviews"
+    config.data.label = "label"
+    config.data.packing = "none"
+    config.data.row_length = 256
+    config.data.buckets = (32, 64, 128, 256)
+    config.tokenizer.vocab_size = 8192
+    config.objective.kind = "classification"
+    config.dedup.near = True
+    config.clean.personal_data = ("email", "phone", "national_id")
+    return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})

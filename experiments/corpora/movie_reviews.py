@@ -1,0 +1,25 @@
+"""Snippets of movie reviews, positive and negative.
+
+Command:   python -m llm.prepare --config=experiments/corpora/movie_reviews.py --workdir=runs/movie_reviews
+Hardware:  two CPU cores
+Time:      TIME_movie_reviews
+Result:    RESULT_movie_reviews
+"""
+
+from llm.config import Config, default_config, with_variant
+
+
+def get_config(variant: str = "") -> Config:
+    """The whole corpus, or `smoke`: its first documents."""
+    config = default_config("corpus")
+    config.data.train = "movie_reviews"
+    config.data.label = "label"
+    config.data.packing = "none"
+    config.data.row_length = 64
+    config.data.buckets = (32, 64)
+    config.tokenizer.kind = "wordpiece"
+    config.tokenizer.lowercase = True
+    config.tokenizer.vocab_size = 8192
+    config.objective.kind = "classification"
+    config.objective.augment = ("swap", "delete")
+    return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})

@@ -1,0 +1,22 @@
+"""The People's Daily of January 1998: Chinese news, split into words by its editors, rejoined here.
+
+Command:   python -m llm.prepare --config=experiments/corpora/peoples_daily.py --workdir=runs/peoples_daily
+Hardware:  two CPU cores
+Time:      TIME_peoples_daily
+Result:    RESULT_peoples_daily
+"""
+
+from llm.config import Config, default_config, with_variant
+
+
+def get_config(variant: str = "") -> Config:
+    """The whole corpus, or `smoke`: its first documents."""
+    config = default_config("corpus")
+    config.data.train = "peoples_daily"
+    config.data.row_length = 256
+    config.data.packing = "best_fit"
+    config.tokenizer.vocab_size = 8192
+    config.clean.languages = ("zh",)
+    config.clean.personal_data = ("email", "phone", "national_id")
+    config.dedup.near = True
+    return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})

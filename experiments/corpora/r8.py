@@ -1,0 +1,25 @@
+"""R8, the eight largest topics of Reuters-21578: labelled news with the usual split.
+
+Command:   python -m llm.prepare --config=experiments/corpora/r8.py --workdir=runs/r8
+Hardware:  two CPU cores
+Time:      TIME_r8
+Result:    RESULT_r8
+"""
+
+from llm.config import Config, default_config, with_variant
+
+
+def get_config(variant: str = "") -> Config:
+    """The whole corpus, or `smoke`: its first documents."""
+    config = default_config("corpus")
+    config.data.train = "r8/train"
+    config.data.validation = "r8/test"
+    config.data.label = "label"
+    config.data.packing = "none"
+    config.data.row_length = 256
+    config.data.buckets = (64, 128, 256)
+    config.tokenizer.kind = "wordpiece"
+    config.tokenizer.lowercase = True
+    config.tokenizer.vocab_size = 8192
+    config.objective.kind = "classification"
+    return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})

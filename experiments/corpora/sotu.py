@@ -1,0 +1,22 @@
+"""State of the Union addresses since 1790, one document each (CC0).
+
+Command:   python -m llm.prepare --config=experiments/corpora/sotu.py --workdir=runs/sotu
+Hardware:  two CPU cores
+Time:      TIME_sotu
+Result:    RESULT_sotu
+"""
+
+from llm.config import Config, default_config, with_variant
+
+
+def get_config(variant: str = "") -> Config:
+    """The whole corpus, or `smoke`: its first documents."""
+    config = default_config("corpus")
+    config.data.train = "sotu"
+    config.data.row_length = 512
+    config.tokenizer.vocab_size = 8192
+    config.clean.languages = ("en",)
+    config.clean.quality = ("gopher_quality", "gopher_repetition", "fineweb")
+    config.dedup.near = True
+    config.dedup.document_paragraphs = True
+    return with_variant(config, variant, smoke={"data.max_documents": 40, "tokenizer.vocab_size": 1000})

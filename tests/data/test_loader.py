@@ -1,0 +1,191 @@
+"""Batches as a function of seed and step: epochs, hosts, buckets, mixtures, prefetching."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from llm.data import pack
+from llm.data.loader import Dataset, batch_at, bucket_plan, prefetch, sequential
+from llm.data.mixture import BLOCK, Mixture
+from llm.data.objectives import Specials
+from llm.data.spec import ObjectiveSpec
+from llm.errors import InputError
+from tests.data.test_pack import shards
+
+SPECIALS = Specials(vocab_size=200, end_of_text=0, pad=1, cls=2, sep=3, mask=4, bos=5, sentinels=(199, 198, 197, 196))
+
+
+def packed(folder, rows=11, kind="causal", first=10, row_length=4):
+    """`rows` full rows; the second token of a row is the number of its document plus `first`."""
+    documents = [[first + n] + [9] * (row_length - 2) for n in range(rows)]
+    found = shards(folder, documents, vocab_size=200, parts=2)
+    path = folder / "rows.npz"
+    pack.concatenate(found.lengths()[:, 0], row_length).save(path)
+    return Dataset.open(found, path, ObjectiveSpec(kind=kind), SPECIALS, row_length=row_length)
+
+
+def examples(folder, lengths, buckets=(8, 16, 32), **objective):
+    """Unpacked examples of these lengths for classification; example n consists of id 10 + n."""
+    found = shards(folder, [[10 + n] * length for n, length in enumerate(lengths)], vocab_size=200, labels=("label",))
+    spec = ObjectiveSpec(kind="classification", **objective)
+    return Dataset.open(found, None, spec, SPECIALS, row_length=buckets[-1], buckets=buckets, classes=len(lengths))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def joined(parts):
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def test_batches_are_a_function_of_seed_and_step_and_drop_nothing(tmp_path):
+    data = packed(tmp_path)
+
+    def ids(step, **how):
+        return (batch_at(data, how.pop("seed", 0), step, 4, **how)["tokens"][:, 1] - 10).tolist()
+
+    assert len(data) == 11 and data.tokens == 44 and data.text_bytes == 110
+    stream = [i for step in range(11) for i in ids(step)]
+    for epoch in range(4):  # four epochs of 11 rows in 11 batches of 4
+        assert sorted(stream[epoch * 11 : (epoch + 1) * 11]) == list(range(11))
+    assert stream[:11] != stream[11:22] != list(range(11))
+    assert ids(7) == ids(7) and ids(7) != ids(7, seed=1)
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "span_corruption", "prefix"])
+def test_any_number_of_hosts_sees_the_same_global_batch(tmp_path, kind):
+    data = packed(tmp_path, kind=kind, row_length=24)
+    for step in (0, 7):
+        whole = batch_at(data, 5, step, 8)
+        for parts in (1, 2, 4):
+            assert same(joined([batch_at(data, 5, step, 8, part, parts) for part in range(parts)]), whole)
+    assert not same(batch_at(data, 5, 0, 8), batch_at(data, 6, 0, 8))
+    with pytest.raises(ValueError, match="cannot be shared by 3"):
+        batch_at(data, 5, 0, 8, 0, 3)
+
+
+def test_random_objectives_differ_by_epoch(tmp_path):
+    data = packed(tmp_path, rows=8, kind="masked", row_length=24)
+    first, second = ({tuple(r) for r in batch_at(data, 0, step, 8)["tokens"].tolist()} for step in (0, 1))
+    assert first != second
+
+
+def test_sequential_shows_every_row_once_and_fills_up_with_weight_0(tmp_path):
+    data = packed(tmp_path)
+    batches = list(sequential(data, 4))
+    assert [b["tokens"].shape for b in batches] == [(4, 4)] * 3
+    kept = np.concatenate([b["tokens"][b["weights"][:, 0] > 0, 1] for b in batches]) - 10
+    assert kept.tolist() == list(range(11)) and batches[-1]["weights"][3].sum() == 0
+    assert sum(b["weights"].sum() for b in sequential(data, 4, limit=5)) == 20
+    masked = packed(tmp_path, kind="masked")
+    assert all(same(a, b) for a, b in zip(sequential(masked, 4), sequential(masked, 4)))
+
+
+LENGTHS = [3, 20, 7, 30, 5, 12, 6, 28, 2, 15, 31, 4, 9]
+
+
+def test_bucket_plans_show_every_example_once_an_epoch_in_few_shapes(tmp_path):
+    data = examples(tmp_path, LENGTHS)
+    shapes = set()
+    for epoch in range(3):
+        seen = []
+        for step in range(epoch * 4, epoch * 4 + 4):  # ceil(13 / 4) batches
+            batch = batch_at(data, 3, step, 4)
+            shapes.add(batch["tokens"].shape)
+            real = batch["weights"] > 0
+            for row, label in zip(batch["tokens"][real], batch["labels"][real]):
+                ids = row[row >= 10]
+                assert set(ids.tolist()) == {10 + int(label)}
+                # cut to what fits beside [CLS], never short of it
+                assert len(ids) == min(LENGTHS[label], batch["tokens"].shape[1] - (row == 2).sum() - (row == 3).sum())
+            seen += batch["labels"][real].tolist()
+        assert sorted(seen) == list(range(13))
+    assert shapes <= {(4, 8), (4, 16), (4, 32)} and len(shapes) >= 2
+    one, two = bucket_plan(data, 3, 0, 4), bucket_plan(data, 3, 1, 4)
+    assert one.order.tolist() != two.order.tolist()
+    for parts in (2, 4):
+        for step in range(4):
+            assert same(joined([batch_at(data, 3, step, 4, p, parts) for p in range(parts)]), batch_at(data, 3, step, 4))
+
+
+def test_short_examples_are_padded_no_further_than_their_bucket(tmp_path):
+    data = examples(tmp_path, [3] * 8 + [30] * 4)
+    widths = [batch_at(data, 0, step, 4)["tokens"].shape[1] for step in range(3)]
+    assert sorted(widths) == [8, 8, 32]
+
+
+def test_augmentation_is_seeded_and_never_in_evaluation(tmp_path):
+    found = shards(tmp_path, [list(range(10, 40))] * 4, vocab_size=200, labels=("label",))
+    spec = ObjectiveSpec(kind="classification", augment=("swap", "delete"), augment_rate=0.3)
+    made = [
+        Dataset.open(found, None, spec, SPECIALS, row_length=48, classes=4, training=training)
+        for training in (True, False)
+    ]
+    changed, again, later = batch_at(made[0], 0, 0, 4), batch_at(made[0], 0, 0, 4), batch_at(made[0], 0, 1, 4)
+    assert same(changed, again) and not np.array_equal(np.sort(changed["tokens"]), np.sort(later["tokens"]))
+    plain = batch_at(made[1], 0, 0, 4)
+    ordered = [row[row >= 10].tolist() for row in plain["tokens"]]
+    assert ordered == [list(range(10, 40))] * 4
+    assert [row[row >= 10].tolist() for row in changed["tokens"]] != ordered
+    assert sorted(plain["labels"].tolist()) == sorted(changed["labels"].tolist()) == [0, 1, 2, 3]
+
+
+def test_a_mixture_draws_in_proportion_at_every_prefix(tmp_path):
+    parts = []
+    for number, rows in enumerate((11, 7, 5)):
+        (tmp_path / str(number)).mkdir()
+        parts.append(packed(tmp_path / str(number), rows=rows, first=10 + 50 * number))
+    weights = (0.5, 0.3, 0.2)
+    mixture = Mixture(parts, weights)
+    assert len(mixture) == 23 and mixture.tokens == 92
+    stream = np.concatenate([batch_at(mixture, 1, step, 8)["tokens"][:, 1] for step in range(50)])
+    owner = (stream - 10) // 50
+    for k, weight in enumerate(weights):
+        count = np.cumsum(owner == k)
+        assert np.abs(count - weight * np.arange(1, 401)).max() <= 1
+        # each walks its own epochs
+        mine, size = stream[owner == k], len(parts[k])
+        for epoch in range(len(mine) // size):
+            assert len(set(mine[epoch * size : (epoch + 1) * size].tolist())) == size
+    for hosts in (2, 4):
+        for step in (0, 9):
+            split = joined([batch_at(mixture, 1, step, 8, part, hosts) for part in range(hosts)])
+            assert same(split, batch_at(mixture, 1, step, 8))
+    kept = np.concatenate([b["tokens"][b["weights"][:, 0] > 0, 1] for b in sequential(mixture, 4)])
+    assert sorted(kept.tolist()) == sorted([10 + n for n in range(11)] + [60 + n for n in range(7)] + [110 + n for n in range(5)])  # fmt: skip
+    # over the border of a block
+    far = [batch_at(mixture, 1, BLOCK // 8 + k, 8)["tokens"][:, 1] for k in (-1, 0)]
+    assert all(len(f) == 8 for f in far)
+    with pytest.raises(InputError, match="rows of one length"):
+        (tmp_path / "long").mkdir()
+        Mixture([parts[0], packed(tmp_path / "long", row_length=8)], (1, 1))
+
+
+def test_what_the_tokenizer_lacks_is_named(tmp_path):
+    found = shards(tmp_path, [[7, 8, 9]], vocab_size=200)
+    pack.concatenate(np.array([3]), 4).save(tmp_path / "rows.npz")
+    bare = Specials(vocab_size=200, end_of_text=0, pad=None, cls=None, sep=None, mask=None, bos=None, sentinels=())
+    for kind, name in (("masked", "mask"), ("span_corruption", "sentinels")):
+        with pytest.raises(InputError, match=name):
+            Dataset.open(found, tmp_path / "rows.npz", ObjectiveSpec(kind=kind), bare, row_length=4)
+    with pytest.raises(InputError, match="packing"):
+        Dataset.open(found, tmp_path / "rows.npz", ObjectiveSpec(kind="classification"), SPECIALS, row_length=4)
+
+
+def test_prefetch_keeps_order_passes_errors_on_and_stops():
+    assert list(prefetch(lambda n: {"n": n}, range(5))) == [{"n": n} for n in range(5)]
+
+    def fails(n):
+        if n == 2:
+            raise ValueError("row 2")
+        return {"n": n}
+
+    with pytest.raises(ValueError, match="row 2"):
+        list(prefetch(fails, range(5)))
+    before = threading.active_count()
+    stream = prefetch(lambda n: {"n": n}, range(10**9))
+    assert next(stream) == {"n": 0}
+    stream.close()
+    assert threading.active_count() == before

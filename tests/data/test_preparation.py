@@ -1,0 +1,338 @@
+"""llm.prepare as a user launches it: what it leaves, what it says, and that nothing but input and settings decides it."""
+
+import gzip
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from llm.data import Preparation, open_prepared
+from llm.data.loader import sequential
+from llm.data.sources import read_all
+from llm.data.spec import DataSpec
+from tests.helpers import ROOT, assert_refused, command, environment, verb
+
+FOOTER = "Copyright by the example company, all rights reserved."
+MAIL = "someone@example.com"
+
+
+@pytest.fixture(scope="module")
+def pile(tmp_path_factory):
+    """Six compressed files, a unit each, of real prose, with a defect of every kind among it."""
+    folder = tmp_path_factory.mktemp("pile")
+    text = read_all(DataSpec(), "austen")[2].text
+    pieces = [text[n * 1500 : (n + 1) * 1500] for n in range(120)]
+    question = pieces[50][300:420]
+    for file in range(6):
+        records = [{"id": f"d{n}", "text": pieces[n] + "\n" + FOOTER, "n": n} for n in range(file, 120, 6)]
+        if file == 0:
+            records += [
+                {"id": "exact", "text": pieces[7].upper() + "\n" + FOOTER},
+                {"id": "near", "text": pieces[8][:-25] + " a few other words"},
+                {"id": "german", "text": "Dies ist ein deutscher Text über das Wetter und die Leute in der Stadt. " * 20},
+                {"id": "empty", "text": " \n\x00 "},
+                {"id": "mail", "text": f"Write to {MAIL} about it. " + text[200_000:201_500]},
+                {"id": "mojibake", "text": "The cafÃ© was full of people that day. " + text[202_000:203_500]},
+            ]
+        lines = [json.dumps(record).encode() for record in records]
+        with gzip.open(folder / f"part{file}.jsonl.gz", "wb") as out:
+            out.write(b"\n".join(lines) + b"\n")
+    (folder / "questions").mkdir()
+    (folder / "questions" / "q.txt").write_text(question)
+    return folder
+
+
+def flags(pile, *more):
+    return [
+        f"--input={pile}/*.gz", "--config.tokenizer.vocab_size=400", "--config.data.row_length=32",
+        "--config.dedup.near=true", "--config.dedup.corpus_lines=20", "--config.clean.languages=en",
+        "--config.clean.personal_data=email", f"--config.dedup.contamination={pile / 'questions'}",
+        "--config.dedup.document_lines=true", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(pile, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("prepared")
+    result = verb("prepare", *flags(pile), f"--workdir={workdir}", "--workers=1")
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    return workdir, result
+
+
+def contents(workdir):
+    """Every file of the prepared data but the picture, hashed."""
+    files = [*(workdir / "data").iterdir(), workdir / "tokenizer.json"]
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files if p.suffix != ".png"}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_is_left_and_why(prepared):
+    workdir, result = prepared
+    report = json.loads((workdir / "data" / "report.json").read_text())
+    stages = {stage["stage"]: stage for stage in report["stages"]}
+    assert list(stages) == [
+        "read", "clean", "language", "personal data", "repeated lines", "contamination", "exact duplicates",
+        "near duplicates", "lines of many documents",
+    ]  # fmt: skip
+    removed = {record["id"]: record for record in lines(workdir / "data" / "removed.jsonl")}
+    assert removed["german"]["reason"] == "language: de" and removed["empty"]["stage"] == "clean"
+    twins = {removed.get(i, {}).get("kept") for i in ("exact", "d7")}
+    assert twins & {"exact", "d7"} and len({"exact", "d7"} & set(removed)) == 1
+    (gone,) = {"near", "d8"} & set(removed)
+    assert removed[gone]["kept"] in {"near", "d8"} and 0.8 <= removed[gone]["similarity"] < 1
+    assert removed["d50"]["stage"] == "contamination" and "'q'" in removed["d50"]["detail"]
+    assert set(removed) == {"german", "empty", gone, "d50", *({"exact", "d7"} & set(removed))}
+    assert stages["lines of many documents"]["changed"]["line of many documents"][0] >= 117
+    assert stages["personal data"]["changed"]["email"][:2] == [1, 1]
+    assert MAIL not in (workdir / "data" / "report.md").read_text()
+    prepared_ = open_prepared(workdir)
+    text = "".join(
+        prepared_.tokenizer.decode(row[weight > 0])
+        for split in (prepared_.train, prepared_.validation)
+        for batch in sequential(split, 64)
+        for row, weight in zip(batch["tokens"], batch["weights"])
+    )
+    assert MAIL not in text and "<EMAIL>" in text and "café was full" in text and FOOTER not in text
+    assert "documents" in result.stdout and str(workdir / "data" / "report.md") in result.stdout
+    assert {p.name for p in (workdir / "data").iterdir() if "tokens" not in p.name} == {
+        "report.json", "report.md", "lengths.png", "removed.jsonl", "skipped.jsonl", "train.rows.npz",
+        "validation.rows.npz",
+    }  # fmt: skip
+
+
+def test_the_accounts_balance(prepared):
+    workdir, _ = prepared
+    report = json.loads((workdir / "data" / "report.json").read_text())
+    documents, characters = 126, None
+    for stage in report["stages"]:
+        gone = [entry[:2] for entry in stage["dropped"].values()]
+        assert stage["documents_in"] == documents
+        assert characters in (None, stage["characters_in"])
+        documents, characters = stage["documents_out"], stage["characters_out"]
+        assert stage["documents_in"] - sum(d for d, _ in gone) == documents
+        assert all(len(entry[2]) <= 10 for kind in ("dropped", "changed") for entry in stage[kind].values())
+    splits = report["train"], report["validation"]
+    assert sum(s["documents"] for s in splits) == documents == 126 - len(lines(workdir / "data" / "removed.jsonl"))
+    assert sum(s["characters"] for s in splits) == characters
+    found = open_prepared(workdir)
+    for split, account in zip((found.train, found.validation), splits):
+        assert split.text_bytes == account["bytes"]
+        weights = sum(batch["weights"].sum() for batch in sequential(split, 64))
+        assert weights == account["tokens"] == account["text_tokens"] + account["documents"]
+
+
+def test_the_report_is_readable_and_the_picture_is_one(prepared):
+    workdir, _ = prepared
+    text = (workdir / "data" / "report.md").read_text()
+    assert "| near duplicates |" in text and "![Lengths of documents in tokens](lengths.png)" in text
+    assert (workdir / "data" / "lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "how, hashseed",
+    [
+        (["--workers=2"], "1"),
+        (["--executor=datatrove", "--tasks=1", "--workers=1"], "2"),
+        (["--executor=datatrove", "--tasks=4", "--workers=2"], "3"),
+    ],
+    ids=["two workers", "one task", "four tasks"],
+)
+def test_neither_workers_nor_tasks_nor_hash_seeds_change_a_byte(prepared, pile, tmp_path, how, hashseed):
+    result = verb("prepare", *flags(pile), f"--workdir={tmp_path / 'run'}", *how, PYTHONHASHSEED=hashseed)
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    assert contents(tmp_path / "run") == contents(prepared[0])
+
+
+def test_the_order_of_files_changes_no_decision(prepared, pile, tmp_path):
+    folder = tmp_path / "pile"
+    (folder / "questions").mkdir(parents=True)
+    for number in range(6):  # the same files under names that sort the other way round
+        (folder / f"part{5 - number}.jsonl.gz").write_bytes((pile / f"part{number}.jsonl.gz").read_bytes())
+    (folder / "questions" / "q.txt").write_bytes((pile / "questions" / "q.txt").read_bytes())
+    result = verb("prepare", *flags(folder), f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    key = ("id", "stage", "reason", "kept", "similarity")
+    kept = [{tuple(r.get(k) for k in key) for r in lines(w / "data" / "removed.jsonl")} for w in (prepared[0], tmp_path / "run")]  # fmt: skip
+    assert kept[0] == kept[1]
+
+
+def test_a_killed_preparation_goes_on_and_ends_the_same(prepared, pile, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = [*flags(pile), f"--workdir={workdir}", "--workers=1"]
+    for phase, number, code in (("documents", signal.SIGKILL, -9), ("encode", signal.SIGTERM, 75)):
+        with subprocess.Popen(
+            command("prepare", *arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            deadline = time.time() + 120
+            while not (workdir / "data.partial" / f"00000.{phase}.json").is_file():
+                assert process.poll() is None and time.time() < deadline
+                time.sleep(0.001)
+            process.send_signal(number)
+            _, stderr = process.communicate(timeout=60)
+        if process.returncode == 0:
+            pytest.skip("the machine was too fast to stop it in time")
+        assert process.returncode == code and "Traceback" not in stderr, stderr
+        assert not (workdir / "data").exists()
+    refused = verb("prepare", *arguments, "--config.dedup.threshold=0.9")
+    assert_refused(refused, "dedup.threshold: 0.8 -> 0.9", "data.partial")
+    result = verb("prepare", *arguments)
+    assert result.returncode == 0 and "going on with" in result.stdout, result.stderr
+    assert contents(workdir) == contents(prepared[0])
+    assert not (workdir / "data.partial").exists()
+
+
+def test_a_finished_preparation_is_never_half_replaced(prepared, pile):
+    workdir, _ = prepared
+    before = contents(workdir)
+    again = verb("prepare", *flags(pile), f"--workdir={workdir}")
+    assert again.returncode == 0 and "prepared before" in again.stdout
+    for changed in ("--config.dedup.near=false", "--config.data.row_length=64"):
+        assert_refused(verb("prepare", *flags(pile, changed), f"--workdir={workdir}"), changed[9:].split("=")[0], "->")
+    assert contents(workdir) == before
+
+
+def test_an_edit_that_keeps_the_size_is_noticed(tmp_path):
+    (tmp_path / "a.txt").write_text("some words of a text that is long enough\n" * 40)
+    arguments = [f"--input={tmp_path / 'a.txt'}", f"--workdir={tmp_path / 'run'}", "--config.data.split_by=tail",
+                 "--config.data.row_length=16"]  # fmt: skip
+    result = verb("prepare", *arguments)
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "a.txt").write_text("some words of a text that is long enuogh\n" * 40)
+    assert_refused(verb("prepare", *arguments), "a.txt has changed since")
+
+
+def test_records_that_cannot_be_read(tmp_path):
+    good = [json.dumps({"text": f"a good record, number {n}, of several words"}) for n in range(40)]
+    bad = [*good[:3], "{broken", *good[3:], '{"txt": 1}']
+    (tmp_path / "a.jsonl").write_text("\n".join(bad))
+    arguments = [f"--input={tmp_path / 'a.jsonl'}", "--config.data.row_length=16"]
+    assert_refused(verb("prepare", *arguments, f"--workdir={tmp_path / 'stop'}"), "a.jsonl:4", "JSON")
+    result = verb("prepare", *arguments, f"--workdir={tmp_path / 'skip'}", "--on-error=skip")
+    assert result.returncode == 0 and "2 records skipped" in result.stdout, result.stderr
+    skipped = lines(tmp_path / "skip" / "data" / "skipped.jsonl")
+    assert [s["where"].rsplit(":", 1)[1] for s in skipped] == ["4", "44"] and skipped[0]["record"] == "{broken"
+    report = json.loads((tmp_path / "skip" / "data" / "report.json").read_text())
+    assert report["skipped"] == 2 and report["stages"][0]["documents_in"] == 40
+
+
+def test_labelled_data(tmp_path):
+    rows = [(f"text number {n} of the good kind", "good") for n in range(30)] + [(f"bad text {n}", "bad") for n in range(20)]
+    for name, part in (("train", rows), ("test", rows[:2] + [("another good text", "good")])):
+        body = "body,kind\n" + "".join(f'"{text}",{label}\n' for text, label in part)
+        (tmp_path / f"{name}.csv").write_text(body)
+    arguments = [
+        f"--config.data.train={tmp_path / 'train.csv'}", f"--config.data.validation={tmp_path / 'test.csv'}",
+        "--config.data.text=body", "--config.data.label=kind", "--config.data.packing=none",
+        "--config.data.row_length=32", "--config.data.buckets=16,32", "--config.objective.kind=classification",
+        "--config.tokenizer.kind=wordpiece", "--config.tokenizer.vocab_size=300", f"--workdir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    result = verb("prepare", *arguments)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "run" / "data" / "report.json").read_text())
+    assert report["labels"] == ["bad", "good"]
+    # the test set stays whole, and its texts leave training
+    assert report["validation"]["documents"] == 3 and report["train"]["documents"] == 48
+    found = open_prepared(tmp_path / "run", _objective("classification"))
+    labels = np.concatenate([b["labels"][b["weights"] > 0] for b in sequential(found.train, 8)])
+    assert (labels == 1).sum() == 28 and (labels == 0).sum() == 20
+    (tmp_path / "test.csv").write_text("body,kind\nsome text,unheard\n")
+    arguments[-1] = f"--workdir={tmp_path / 'other'}"
+    assert_refused(verb("prepare", *arguments), "'unheard'", "does not stand in training")
+
+
+def _objective(kind):
+    from llm.data import ObjectiveSpec
+
+    return ObjectiveSpec(kind=kind)
+
+
+def test_pairs(tmp_path):
+    pairs = [{"text": f"sentence number {n}", "target": f"Satz Nummer {n}"} for n in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(p) for p in pairs))
+    result = verb(
+        "prepare", f"--input={tmp_path / 'a.jsonl'}", f"--workdir={tmp_path / 'run'}", "--config.data.fields=text,target",
+        "--config.data.packing=none", "--config.data.row_length=32", "--config.objective.kind=seq2seq",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = open_prepared(tmp_path / "run", _objective("seq2seq"))
+    seen = set()
+    for split in (found.train, found.validation):
+        for batch in sequential(split, 8):
+            for source, target, weight in zip(batch["source_tokens"], batch["targets"], batch["weights"]):
+                if weight.sum():
+                    ids = [int(i) for i in target[weight > 0]]
+                    assert ids[-1] == found.tokenizer.end_of_text
+                    text = found.tokenizer.decode([int(i) for i in source if i != found.tokenizer.end_of_text])
+                    seen.add((text, found.tokenizer.decode(ids[:-1])))
+    assert seen == {(p["text"], p["target"]) for p in pairs}
+
+
+FAKE_SLURM = """#!{python}
+# What sbatch does, on this machine: run the array's tasks one after another, and print a job's number.
+import os, re, subprocess, sys
+script = [a for a in sys.argv[1:] if not a.startswith("-")][-1]
+found = re.search(r"--array=(\\d+)-(\\d+)", open(script).read())
+for task in range(int(found[1]), int(found[2]) + 1) if found else [0]:
+    env = {{**os.environ, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": "1", "RUN_OFFSET": "0"}}
+    done = subprocess.run(["bash", script], env=env, capture_output=True, text=True)
+    print(done.stdout, done.stderr, file=sys.stderr)
+print("Submitted batch job 1")
+"""
+
+
+def test_slurm_runs_the_same_stages(prepared, pile, tmp_path):
+    """datatrove's Slurm executor, with an sbatch that runs the jobs at once."""
+    import sys
+
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sbatch").write_text(FAKE_SLURM.format(python=sys.executable))
+    (tools / "srun").write_text('#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done\nexec "$@"\n')
+    (tools / "merge_stats").write_text("#!/bin/bash\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    arguments = [*flags(pile), f"--workdir={tmp_path / 'run'}", "--executor=slurm", "--slurm-partition=cpu", "--tasks=3"]
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    result = verb("prepare", *arguments, PATH=path)
+    assert result.returncode == 0 and "Slurm has the tasks" in result.stdout, result.stderr
+    shown = verb("prepare", *flags(pile), f"--workdir={tmp_path / 'run'}")
+    assert shown.returncode == 0, shown.stderr
+    assert contents(tmp_path / "run") == contents(prepared[0])
+    assert_refused(verb("prepare", *arguments[:-2], f"--workdir={tmp_path / 'x'}", "--executor=slurm"), "--slurm-partition")
+
+
+def test_a_mixture_of_prepared_folders_is_trained_on(tmp_path, corpus):
+    from tests.helpers import tiny
+
+    token = ["--config.tokenizer.vocab_size=300", "--config.data.row_length=32", "--config.data.split_by=tail"]
+    first = verb("prepare", f"--input={corpus}", f"--workdir={tmp_path / 'a'}", *token)
+    assert first.returncode == 0, first.stderr
+    same = [f"--config.tokenizer.path={tmp_path / 'a' / 'tokenizer.json'}", *token[1:]]
+    (tmp_path / "b.txt").write_text((corpus / "part3.txt").read_text()[::-1])
+    second = verb("prepare", f"--input={tmp_path / 'b.txt'}", f"--workdir={tmp_path / 'b'}", *same)
+    assert second.returncode == 0, second.stderr
+    prepared = f"data.prepared={tmp_path / 'a'},{tmp_path / 'b'}"
+    arguments = tiny(corpus, tmp_path / "run", prepared, "data.weights=0.75,0.25", "data.holdout=()", "training.steps=6")
+    result = verb("train", *arguments)
+    assert result.returncode == 0 and "a mixture of 2 prepared folders" in result.stdout, result.stderr
+    assert verb("evaluate", f"--workdir={tmp_path / 'run'}").returncode == 0
+    other = tiny(corpus, tmp_path / "run2", f"data.prepared={tmp_path / 'none'}", "data.holdout=()")
+    assert_refused(verb("train", *other), "holds no prepared data")
+
+
+def test_a_corpus_config_is_not_trained(tmp_path):
+    result = verb("train", "--config=experiments/corpora/austen.py", f"--workdir={tmp_path / 'run'}")
+    assert_refused(result, "no model to train", "llm.prepare")
+
+
+def test_settings_have_one_home():
+    assert set(Preparation().to_json()) == {"data", "clean", "dedup", "tokenizer"}
