@@ -1,20 +1,215 @@
-"""Cleaning: the same text in one form of Unicode, line ends and blank space."""
+"""Cleaning: what is done to each document by itself.
 
-import dataclasses
+    clean          markup, encoding, Unicode, control characters, blank space; drops what is left empty or too short
+    language       llm/data/language.py
+    quality        llm/data/quality.py
+    words          a list of words that no document may contain
+    personal data  llm/data/personal_data.py
+
+"clean" and "personal data" apply to all fields of an example, the others look at its text alone.
+"""
+
+import functools
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 
-from llm.data.sources import Document
+from llm.data import language, markup, personal_data, quality
+from llm.data.documents import Document, Dropped, Note, Stage
+from llm.data.spec import CleanSpec
+from llm.data.word_units import UNSPACED, normalised_words
+from llm.errors import InputError
 
-# C0 and C1 controls but tab and line feed.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# C0 and C1 controls but tab and line feed, and U+FEFF, the byte-order mark. Joiners (U+200C, U+200D) shape letters
+# and emoji, and stay. C1 is apart: its characters can be parts of mojibake, which is repaired before they go.
+_C0 = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
+_C1 = re.compile("[\x80-\x9f\ufeff]")
+# U+0085 by itself is a line end of other systems; behind another character of Latin-1 it may be half of mojibake.
+_NEXT_LINE = re.compile("(?<![\x80-\xff])\x85")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_PAIRS = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+# The look behind keeps this linear in long runs of blanks.
+_LINE_ENDS = re.compile(r"(?<![^\S\n])[^\S\n]+\n")
+_BLANK_LINES = re.compile(r"\n{3,}")
 
 
-def clean(document: Document) -> Document:
-    """NFC, line feeds as line ends, no control characters, no blank space at line ends, at most one blank line."""
-    text = document.text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
-    text = unicodedata.normalize("NFC", text)
-    text = _CONTROLS.sub("", text)
-    text = re.sub(r"[ \t]+\n", "\n", text)
-    text = re.sub(r"\n{3,}", "\n\n", text).strip()
-    return dataclasses.replace(document, text=text + "\n" if text else "")
+def stages(spec: CleanSpec, fields: tuple[str, ...] = ("text",)) -> list[tuple[str, Stage]]:
+    """The stages that `spec` asks for, named and in order.
+
+    Args:
+        spec: the settings.
+        fields: what an example is made of: "text", and keys of `document.meta` whose values are texts.
+
+    Raises:
+        InputError: a language that is not known, a list of words that cannot be read.
+    """
+    found: list[tuple[str, Stage]] = [("clean", functools.partial(_clean, spec=spec, fields=fields))]
+    if spec.languages:
+        found.append(("language", language.stage(spec.languages, spec.language_confidence)))
+    if spec.quality:
+        found.append(("quality", quality.stage(spec.quality)))
+    if spec.words:
+        found.append(("words", _Words(spec.words)))
+    if spec.personal_data:
+        found.append(("personal data", functools.partial(_personal_data, kinds=spec.personal_data, fields=fields)))
+    return found
+
+
+def _each_field(document: Document, fields: Iterable[str], change: Callable[[str, str], str]) -> Document:
+    """The document with `change(name, text)` in place of each field's text."""
+    text, meta = document.text, document.meta
+    for name in fields:
+        if name == "text":
+            text = change(name, text)
+            continue
+        value = meta.get(name)
+        if not isinstance(value, str):
+            raise InputError(f"{meta.get('source', document.id)}: the field {name!r} is {value!r}, not a text")
+        meta = {**meta, name: change(name, value)}
+    return Document(document.id, text, meta)
+
+
+# --- clean ------------------------------------------------------------------------------------------------------------
+
+
+def _clean(document: Document, note: Note, spec: CleanSpec, fields: tuple[str, ...]) -> Document | Dropped:
+    """One form of Unicode, line feeds as line ends, no control characters, no blank space at line ends, at most one
+    blank line, and one line feed at the end of the text (other fields have none). Cleaning twice changes nothing.
+    """
+    if spec.markup and (document.meta.get("format") == "html" or markup.is_html(document.text)):
+        text = markup.main_text(document.text)
+        note("markup removed", f"{len(document.text)} characters -> {len(text)}")
+        document = Document(document.id, text, {**document.meta, "format": "text"})
+    cleaned = _each_field(document, fields, lambda name, text: clean_text(text, spec, note))
+    for name in fields:
+        if not (cleaned.text if name == "text" else cleaned.meta[name]):
+            return Dropped("empty", "" if name == "text" else f"the field {name!r}")
+    if len(cleaned.text) < spec.min_characters:
+        return Dropped("too short", cleaned.text)
+    return Document(cleaned.id, cleaned.text + "\n", cleaned.meta)
+
+
+def clean_text(text: str, spec: CleanSpec = CleanSpec(), note: Note = lambda *_: None) -> str:
+    """A text in clean form, as `stages` says, without a line feed at its end; `note` hears what was wrong with it."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _C0.sub("", text) if text.isascii() else _characters(text, spec, note)
+    if " \n" in text or not text.isascii() or "\t\n" in text:
+        text = _LINE_ENDS.sub("\n", text)
+    return _BLANK_LINES.sub("\n\n", text).strip()
+
+
+def _characters(text: str, spec: CleanSpec, note: Note) -> str:
+    if _SURROGATES.search(text):
+        text = _without_surrogates(text, note)
+    repaired: list[tuple[str, str]] = []
+    # Taking a character out, or composing two, can make mojibake of its neighbours: until nothing changes.
+    while True:
+        before = text
+        text = _NEXT_LINE.sub("", _C0.sub("", text))
+        if spec.repair:
+            text = _repair(text, repaired)
+        if spec.normalization != "none":
+            text = unicodedata.normalize(spec.normalization, text)  # pyright: ignore[reportArgumentType]
+        text = _C1.sub("", text)
+        if text == before:
+            break
+    if repaired:
+        note("mojibake repaired", _difference(*repaired[0]), len(repaired))
+    return text
+
+
+def _without_surrogates(text: str, note: Note) -> str:
+    text, pairs = _PAIRS.subn(lambda pair: pair[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le"), text)
+    if pairs:
+        note("surrogate pairs joined", "", pairs)
+    lone = _SURROGATES.search(text)
+    if not lone:
+        return text
+    shown = f"U+{ord(lone[0]):04X} at character {lone.start()}"
+    text, count = _SURROGATES.subn("", text)
+    note("lone surrogates removed", shown, count)
+    return text
+
+
+@functools.cache
+def _ftfy():
+    import ftfy
+    from ftfy.badness import is_bad
+
+    # Only what can be decoded without a doubt: where a byte was lost, nothing is put in its place.
+    config = ftfy.TextFixerConfig(replace_lossy_sequences=False, explain=False)
+    return is_bad, functools.partial(ftfy.fix_encoding, config=config)
+
+
+def _repair(text: str, repaired: list[tuple[str, str]]) -> str:
+    """Undoes mojibake line by line; appends (before, after) of each line that was repaired."""
+    is_bad, fix = _ftfy()
+    if not is_bad(text):
+        return text
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if line.isascii() or not is_bad(line):
+            continue
+        # The right text may hold characters that the wrong one cannot: controls that line breaks would hide.
+        lines[number] = fixed = fix(line)
+        if fixed != line:
+            repaired.append((line, fixed))
+    return "\n".join(lines)
+
+
+def _difference(before: str, after: str, around: int = 15, width: int = 60) -> str:
+    """The place where two texts begin to differ: "... before ... -> ... after ..."."""
+    start = next((i for i, (a, b) in enumerate(zip(before, after)) if a != b), min(len(before), len(after)))
+    start = max(0, start - around)
+    return f"{before[start : start + width]} -> {after[start : start + width]}"
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+class _Words:
+    """The stage that drops documents with a word of a list.
+
+    Case and punctuation do not count. Words stand whole, and several in a line one after another; one that has a
+    character of a script without spaces is looked for anywhere in the text.
+    """
+
+    def __init__(self, path: str):
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                lines = [line.strip() for line in file]
+        except UnicodeDecodeError as error:
+            raise InputError(f"clean.words={path}: not UTF-8 at byte {error.start}; convert the file") from None
+        entries = [" ".join(normalised_words(line)) for line in lines if line]
+        if "" in entries or not entries:
+            what = f"{lines[entries.index('')]!r} has no word in it" if entries else "no word in the file"
+            raise InputError(f"clean.words={path}: {what}; write one word a line")
+        unit = re.compile(f"[{UNSPACED}]")
+        self._single = frozenset(e for e in entries if " " not in e)
+        # Of several units: with spaces around, so that words are whole; without where the script has none.
+        self._several = [(f" {e} ", e) for e in entries if " " in e and not unit.search(e)]
+        self._inside = [(e.replace(" ", ""), e) for e in entries if " " in e and unit.search(e)]
+
+    def __call__(self, document: Document, note: Note) -> Document | Dropped:
+        found = self.find(document.text)
+        return Dropped("words", found) if found else document
+
+    def find(self, text: str) -> str:
+        """The first of the words that a text contains, in the order of the alphabet; "" when there is none."""
+        words = normalised_words(text)
+        hits = sorted(self._single.intersection(words))
+        if not hits and self._several:
+            joined = f" {' '.join(words)} "
+            hits = sorted(entry for searched, entry in self._several if searched in joined)
+        if not hits and self._inside:
+            joined = "".join(words)
+            hits = sorted(entry for searched, entry in self._inside if searched in joined)
+        return hits[0] if hits else ""
+
+
+# --- personal data ----------------------------------------------------------------------------------------------------
+
+
+def _personal_data(document: Document, note: Note, kinds: tuple[str, ...], fields: tuple[str, ...]) -> Document:
+    return _each_field(document, fields, lambda name, text: personal_data.replace(text, kinds, note))

@@ -63,7 +63,14 @@ class Dataset:
         Raises:
             InputError: the objective needs a special token that the tokenizer lacks, or data packed another way.
         """
-        objectives.require(objective, specials, packed=plan is not None, fields=shards.fields, classes=classes)
+        objectives.require(
+            objective,
+            specials,
+            packed=plan is not None,
+            fields=shards.fields,
+            classes=classes,
+            row_length=row_length,
+        )
         lengths = np.zeros(0, np.int64)
         if plan is None:
             lengths = np.minimum(objectives.longest(objective, shards.lengths(), specials), row_length)
@@ -108,9 +115,17 @@ class Dataset:
             examples = [self._example(int(i), rng) for i, rng in zip(indices, rngs)]
             labels = self.shards.labels(np.asarray(indices))
             length = self.bucket(np.asarray(indices)) if length is None else length
-            batch = objectives.UNPACKED[kind](examples, labels, length, spec, specials, rngs)
+            more = {}
+            if spec.next_sentence and kind == "masked":
+                more = {"others": [self._other(int(i), rng) for i, rng in zip(indices, rngs)]}
+            batch = objectives.UNPACKED[kind](examples, labels, length, spec, specials, rngs, **more)
         objectives.check(batch, specials.vocab_size, self.classes)
         return batch
+
+    def _other(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Any example but this one, from the whole split, so that it does not depend on the batch."""
+        other = int(rng.integers(len(self) - 1)) if len(self) > 1 else index
+        return self._example(other + (other >= index and len(self) > 1), rng)
 
     def _example(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         found = tuple(self.shards.sequence(index, field) for field in range(len(self.shards.fields)))
@@ -141,7 +156,7 @@ class Dataset:
         indices = np.empty(len(places), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            indices[here] = permute(within[here], len(self), seed, int(epoch))
+            indices[here] = _ordered(within[here], len(self), seed, int(epoch))
         return indices, epochs
 
 
@@ -184,6 +199,24 @@ def bucket_plan(dataset: Dataset, seed: int, epoch: int, batch_size: int) -> Buc
     ends = np.minimum(starts + batch_size, count)
     mixed = permute(np.arange(len(lengths)), len(lengths), seed + 1, epoch)
     return BucketPlan(np.concatenate(order), starts[mixed], ends[mixed], np.array(lengths)[mixed])
+
+
+def _ordered(places: np.ndarray, rows: int, seed: int, epoch: int) -> np.ndarray:
+    """permute(), a block of places at a time: neighbours in time are asked for one after another."""
+    found = np.empty(len(places), np.int64)
+    blocks = places // _BLOCK
+    for block in np.unique(blocks):
+        here = blocks == block
+        found[here] = _order_block(rows, seed, epoch, int(block))[places[here] - block * _BLOCK]
+    return found
+
+
+_BLOCK = 4096
+
+
+@functools.lru_cache(maxsize=32)
+def _order_block(rows: int, seed: int, epoch: int, block: int) -> np.ndarray:
+    return permute(np.arange(block * _BLOCK, min((block + 1) * _BLOCK, rows)), rows, seed, epoch)
 
 
 def _generator(seed: int, epoch: int, row: int) -> np.random.Generator:

@@ -141,11 +141,8 @@ def corrupt_spans(tokens: np.ndarray, documents: np.ndarray, hidden: np.ndarray,
     at_token = np.arange(len(inside)) + span[inside] + 1
     at_sentinel = at_token[np.searchsorted(inside, firsts)] - 1
     size = len(inside) + len(firsts)
-    target, target_documents, counts = (
-        np.empty(size, tokens.dtype),
-        np.empty(size, documents.dtype),
-        np.ones(size, bool),
-    )
+    target, target_documents = np.empty(size, tokens.dtype), np.empty(size, documents.dtype)
+    counts = np.ones(size, bool)
     owner = documents[firsts]
     target[at_token], target_documents[at_token] = tokens[inside], owner[span[inside]]
     target[at_sentinel], target_documents[at_sentinel] = sentinels[: len(firsts)], owner

@@ -138,10 +138,11 @@ def check(batch: Batch, vocab_size: int, classes: int = 0) -> None:
         if key in batch:
             check_ids(key, batch[key], vocab_size)
     if "labels" in batch:
-        check_ids("labels", batch["labels"], 2 if "label_weights" in batch else classes)
+        size = 2 if "label_weights" in batch else classes
+        check_ids("labels", batch["labels"], size, "prepare the data again, so that labels are counted")
     for key, last in (("starts", 1), ("ends", 1), ("offsets", 0), ("prefix_lengths", 0)):
         if key in batch:
-            check_ids(key, batch[key], batch["tokens"].shape[1] + 1 - last)
+            check_ids(key, batch[key], batch["tokens"].shape[1] + 1 - last, "the row does not hold it")
 
 
 __all__ = ["KEYS", "PACKED", "UNPACKED", "Batch", "Specials", "causal", "check", "longest", "require"]

@@ -139,24 +139,23 @@ def rows(packed: Plan, shards: Shards, indices: np.ndarray, end_of_text: int) ->
         segments: (rows, row_length) int32, 1, 2, ... for the pieces of a row, 0 for padding.
     """
     counts = packed.splits[indices + 1] - packed.splits[indices]
-    pieces = np.repeat(packed.splits[indices], counts) + _within(counts)
-    length, document = packed.length[pieces], packed.document[pieces]
+    pieces = np.repeat(packed.splits[indices] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+    start, length, document = packed.start[pieces], packed.length[pieces], packed.document[pieces]
+    ends = np.cumsum(length)
+    before, each = ends - length, np.arange(ends[-1] if len(ends) else 0)
+    # Where a piece lies in the rows: at its row's first place, after the pieces of that row before it.
     row = np.repeat(np.arange(len(indices)), counts)
-    # The place of each piece in its row: what stands before it there.
-    before = np.cumsum(length) - length
-    first_of_row = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    column = before - np.repeat(before[first_of_row], counts)
-    flat = np.repeat(row * packed.row_length + column, length) + _within(length)
-    # place p of a document: input token p - 1, target token p
-    place = np.repeat(packed.start[pieces], length) + _within(length)
-    starts = shards.offsets[document]
-    size = shards.offsets[document + 1] - starts
-    at = np.repeat(starts, length) + place
-    opens, closes = place == 0, place == np.repeat(size, length)
+    first_of_row = before[np.repeat(np.cumsum(counts) - counts, counts)]
+    flat = each + np.repeat(row * packed.row_length - first_of_row, length)
+    # Place p of a document has input token p - 1 and target token p.
+    offset = shards.offsets[document]
+    size = shards.offsets[document + 1] - offset
+    at = each + np.repeat(offset + start - before, length)
     last = max(shards.tokens - 1, 0)
     inputs = _taken(shards, np.clip(at - 1, 0, last))
     outputs = _taken(shards, np.minimum(at, last))
-    inputs[opens], outputs[closes] = end_of_text, end_of_text
+    inputs[before[start == 0]] = end_of_text
+    outputs[ends[start + length > size] - 1] = end_of_text
 
     shape = (len(indices), packed.row_length)
     tokens = np.full(shape, end_of_text, np.int32)
@@ -164,7 +163,7 @@ def rows(packed: Plan, shards: Shards, indices: np.ndarray, end_of_text: int) ->
     segments = np.zeros(shape, np.int32)
     tokens.reshape(-1)[flat] = inputs
     targets.reshape(-1)[flat] = outputs
-    segments.reshape(-1)[flat] = np.repeat(_within(counts) + 1, length)
+    segments.reshape(-1)[flat] = np.repeat(pieces - np.repeat(packed.splits[indices], counts) + 1, length)
     return {"tokens": tokens, "targets": targets, "segments": segments}
 
 
@@ -173,8 +172,3 @@ def _taken(shards: Shards, places: np.ndarray) -> np.ndarray:
         return np.zeros(len(places), np.int32)
     return shards.take(places).astype(np.int32)
 
-
-def _within(counts: np.ndarray) -> np.ndarray:
-    """0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1, ..."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)

@@ -225,7 +225,9 @@ def fetch(archive: Archive, wanted_by: str) -> pathlib.Path:
             _run(archive, made, target)
             found = [path for path in made.iterdir() if path.name.endswith((".tgz", ".tar.gz", ".whl", ".deb"))]
             if len(found) != 1:
-                raise InputError(f"{archive.tool} left no archive of {archive.name} {archive.version} {_by_hand(target)}")
+                raise InputError(
+                    f"{archive.tool} left no archive of {archive.name} {archive.version} {_by_hand(target)}"
+                )
             os.replace(found[0], target)
     with target.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -137,8 +137,9 @@ def as_source(tokens_BS: np.ndarray, segments_BS: np.ndarray) -> Batch:
 
 def enough_sentinels(spans: int, specials: Specials) -> None:
     """Raises InputError when the tokenizer has fewer sentinels than a row may have spans."""
-    if spans > len(specials.sentinels):
+    have = len(specials.sentinels)
+    if spans > have:
         raise InputError(
-            f"objective.kind='span_corruption': a row may have {spans} spans and the tokenizer has "
-            f"{len(specials.sentinels)} sentinels; set tokenizer.sentinels to {spans} or more, or raise objective.mean_span"
+            f"objective.kind='span_corruption': a row may have {spans} spans and the tokenizer has {have} sentinels; "
+            f"set tokenizer.sentinels to {spans} or more, or raise objective.mean_span"
         )

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from llm import tokenization
-from llm.data import dedup, duplicates
+from llm.data import answers, dedup, duplicates
 from llm.data.clean import stages
 from llm.data.documents import Document, Dropped, Note, Tally, apply
 from llm.data.shards import ShardWriter
@@ -349,6 +349,9 @@ def _kept(work: Work, unit: int, tallies: list[Tally], removed=lambda *_: None) 
                 stream = apply(stage, stream, tallies[-1], removed)
             else:
                 stream = apply(_pass, stream, tallies[-1])
+    if work.spec.data.answer:
+        tallies.append(Tally("answers"))
+        stream = apply(functools.partial(answers.locate, key=work.spec.data.answer), stream, tallies[-1], removed)
     for document in stream:
         meta = dict(document.meta)
         yield from sides(work.spec.data, Document(document.id, document.text, meta), meta.pop(_HELD))
@@ -382,21 +385,20 @@ def encode(work: Work, unit: int) -> None:
     }
     split = {side: {"documents": 0, "characters": 0, "tokens": 0, "ids": []} for side in SPLITS}
     while batch := list(itertools.islice(stream, BATCH)):
-        texts = {
-            name: [d.text if name == "text" else str(d.meta[name]) for _, d in batch] for name in data.fields
-        }
+        texts = {name: [d.text if name == "text" else str(d.meta[name]) for _, d in batch] for name in data.fields}
         ids = {name: made.encode_batch(values) for name, values in texts.items()}
         for number, (side, document) in enumerate(batch):
             sequences = [ids[name][number] for name in data.fields]
             size = sum(len(texts[name][number].encode("utf-8")) for name in data.fields)
-            values = [labels[str(document.meta[data.label])]] if data.label else []
-            writers[side].add(sequences, values, text_bytes=size, name=document.id)
             account = split[side]
             account["documents"] += 1
             account["characters"] += len(document.text)
-            account["tokens"] += sum(map(len, sequences))
             if len(account["ids"]) < 100:
                 account["ids"].append(document.id)
+            for fields, values in _examples(work, made, document, sequences, labels):
+                writers[side].add(fields, values, text_bytes=size, name=document.id)
+                account["tokens"] += sum(map(len, fields))
+                size = 0  # of all windows of a text, the first counts its bytes
     for writer in writers.values():
         writer.close()
     with whole(work.path(unit, "encode-removed.jsonl")) as file:
@@ -404,6 +406,20 @@ def encode(work: Work, unit: int) -> None:
     work.finish(unit, "encode", {"tallies": tallies_to_json(tallies), "splits": split})
 
 
+def _examples(work: Work, made: Tokenizer, document: Document, sequences: list, labels: dict[str, int]) -> Iterator:
+    """(ids by field, labels) of the examples that a document makes: one, or one a window where it answers a question."""
+    data = work.spec.data
+    if not data.answer:
+        yield sequences, [labels[str(document.meta[data.label])]] if data.label else []
+        return
+    question, _ = sequences
+    context, spans = made.encode_with_offsets(document.text)
+    answer = document.meta[data.answer]
+    for window, span in answers.windows(context, spans, answer, len(question), data.row_length):
+        yield [question, window], span
+
+
 def label_names(work: Work) -> tuple[str, ...]:
     """The integer labels that every example carries in its shard."""
-    return (work.spec.data.label,) if work.spec.data.label else ()
+    data = work.spec.data
+    return ("start", "end") if data.answer else (data.label,) if data.label else ()

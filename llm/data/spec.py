@@ -34,6 +34,8 @@ class DataSpec:
         fields: what an example is made of: "text" alone, or names of record keys in order, ("text", "target") or
             ("question", "text").
         label: the record key of an example's class; "" for none.
+        answer: for questions, the record key of the answer in the text: {"text": ..., "start": character}, or null
+            where there is none. A text longer than a row is cut into overlapping windows, each an example.
         on_error: what to do with a record that cannot be read: "stop", or "skip", which counts it and keeps it aside.
         max_documents: read no more than that many documents of each source; None reads all.
         row_length: tokens in a packed row; the longest example where nothing is packed.
@@ -54,6 +56,7 @@ class DataSpec:
     txt: str = "file"
     fields: tuple[str, ...] = ("text",)
     label: str = ""
+    answer: str = ""
     on_error: str = "stop"
     max_documents: int | None = None
     row_length: int = 128
@@ -84,6 +87,10 @@ class DataSpec:
         if self.packing != "none" and (len(self.fields) > 1 or self.label):
             raise InputError(f"data.packing={self.packing!r} packs one text a document: with data.fields={self.fields} "
                              f"and data.label={self.label!r} set data.packing='none'")  # fmt: skip
+        if self.answer and (len(self.fields) != 2 or self.fields[1] != "text" or self.label):
+            raise InputError(
+                f"data.answer={self.answer!r} needs data.fields=('question', 'text') or another first field, and no label"
+            )
         if self.split_by == "tail" and not self.validation and not self.holdout and self.packing == "none":
             raise InputError("data.split_by='tail' cuts documents, which data.packing='none' keeps whole; take 'hash'")
         if self.buckets:

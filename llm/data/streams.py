@@ -27,7 +27,7 @@ class File:
 
     Attributes:
         path: where it is.
-        name: its path in the source, from which ids are made.
+        name: its path in the source, from which ids are made; `path` alone tells the format.
         shown: what messages and meta["source"] call it.
         start: offset of the first byte of the part, which begins a line; of parquet the first row group.
         end: offset behind the last byte, row group behind the last; None reads to the end.
@@ -125,7 +125,7 @@ def _chunks(file: File) -> Iterator[bytes]:
     Raises:
         Unreadable: it is not there, not allowed, damaged, cut short.
     """
-    _, compression = format_of(file.name) or ("", "")
+    _, compression = format_of(file.path.name) or ("", "")
     try:
         with contextlib.closing(_open(file.path, compression)) as stream:
             if file.start:
@@ -209,5 +209,5 @@ def decode(data: bytes, offset: int = 0) -> str:
 
 
 def raw(data: bytes) -> str:
-    """Bytes as text to show: what is not UTF-8 as \\xff."""
+    """Bytes as text to show, with escapes for what is not UTF-8."""
     return data.decode("utf-8", "backslashreplace")

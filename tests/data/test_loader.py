@@ -163,6 +163,21 @@ def test_a_mixture_draws_in_proportion_at_every_prefix(tmp_path):
         Mixture([parts[0], packed(tmp_path / "long", row_length=8)], (1, 1))
 
 
+def test_pairs_of_sentences_do_not_depend_on_hosts(tmp_path):
+    found = shards(tmp_path, [[10 + n] * 12 for n in range(16)], vocab_size=200, parts=2)
+    spec = ObjectiveSpec(kind="masked", next_sentence=True, mask_rate=0.01)
+    data = Dataset.open(found, None, spec, SPECIALS, row_length=24)
+    consecutive = []
+    for step in range(20):
+        whole = batch_at(data, 2, step, 8)
+        assert same(joined([batch_at(data, 2, step, 8, part, 4) for part in range(4)]), whole)
+        for row, label in zip(whole["targets"], whole["labels"]):
+            owners = set(row[(row >= 10) & (row < 26)].tolist())
+            assert len(owners) <= (1 if label else 2)
+        consecutive += whole["labels"].tolist()
+    assert 0.3 < np.mean(consecutive) < 0.7
+
+
 def test_what_the_tokenizer_lacks_is_named(tmp_path):
     found = shards(tmp_path, [[7, 8, 9]], vocab_size=200)
     pack.concatenate(np.array([3]), 4).save(tmp_path / "rows.npz")
