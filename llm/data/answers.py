@@ -55,7 +55,8 @@ def windows(
         inside = [k for k, (a, b) in enumerate(spans) if a < end and b > start]
         if inside:
             first, last = inside[0], inside[-1]
-    room = max(row_length - question_length - MARGIN, row_length // 2)
+    room = max(row_length - question_length, row_length // 2) - MARGIN
+    room = max(room, 1)
     at = 0
     while True:
         window = context[at : at + room]

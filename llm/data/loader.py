@@ -106,8 +106,9 @@ class Dataset:
         """
         kind, spec, specials = self.objective.kind, self.objective, self.specials
         epochs = np.broadcast_to(epochs, np.shape(indices))
-        # Nothing is drawn for next-token prediction, so no generator is made.
-        rngs = [] if kind == "causal" else [_generator(seed, int(e), int(i)) for e, i in zip(epochs, indices)]
+        # Nothing is drawn for next-token prediction of packed rows, so no generator is made.
+        still = kind == "causal" and self.plan is not None
+        rngs = [] if still else [_generator(seed, int(e), int(i)) for e, i in zip(epochs, indices)]
         if self.plan is not None:
             rows = pack.rows(self.plan, self.shards, indices, specials.end_of_text)
             batch = objectives.PACKED[kind](rows["tokens"], rows["targets"], rows["segments"], spec, specials, rngs)

@@ -14,7 +14,7 @@ def word_starts(tokens_BT: np.ndarray, eligible_BT: np.ndarray, starts_word_V: n
     A word begins at a token that says so, at the first eligible place of a row, and after a place that is not eligible
     (a special token, padding).
     """
-    begins = starts_word_V[tokens_BT] | ~eligible_BT
+    begins = starts_word_V[tokens_BT]
     begins[:, 1:] |= ~eligible_BT[:, :-1]
     begins[:, :1] = True
     return np.maximum.accumulate(np.where(begins, np.arange(tokens_BT.shape[1]), 0), axis=1)

@@ -103,12 +103,12 @@ def span_corruption(tokens_BT, segments_BT, spec: ObjectiveSpec, specials: Speci
         hidden = masking.span_mask(len(ids), spec.mask_rate, spec.mean_span, rng)
         parts = masking.corrupt_spans(ids, documents, hidden, sentinels)
         n, m = len(parts.source), len(parts.target)
-        source[row, : n + 1] = [*parts.source, end]
-        source_segments[row, : n + 1] = [*parts.source_documents, documents[-1]]
+        source[row, : n + 1] = np.append(parts.source, end)
+        source_segments[row, : n + 1] = np.append(parts.source_documents, documents[-1])
         if m:
-            targets[row, : m + 1] = [*parts.target, end]
-            segments[row, : m + 1] = [*parts.target_documents, documents[-1]]
-            weights[row, : m + 1] = [*parts.counts, 1]
+            targets[row, : m + 1] = np.append(parts.target, end)
+            segments[row, : m + 1] = np.append(parts.target_documents, documents[-1])
+            weights[row, : m + 1] = np.append(parts.counts, 1)
     return {
         "tokens": shifted(targets, segments, specials),
         "targets": targets,

@@ -154,6 +154,7 @@ def specials(tokenizer: Tokenizer) -> Specials:
         mask=tokenizer.mask,
         bos=tokenizer.bos,
         sentinels=tokenizer.sentinels,
+        starts_word=tokenizer.starts_word,
     )
 
 

@@ -56,7 +56,7 @@ class Specials:
 
 def check_ids(key: str, ids: np.ndarray, size: int, hint: str = "prepare the data again by this tokenizer") -> None:
     """Raises InputError, naming key, row, place and id, unless all ids, rows first, lie in 0..size-1."""
-    if ids.size and (False or ids.max() >= size):
+    if ids.size and (ids.min() < 0 or ids.max() >= size):
         row, *place = np.argwhere((ids < 0) | (ids >= size))[0].tolist()
         at = f"row {row}, place {place[0]}" if place else f"row {row}"
         raise InputError(f"{key}, {at}: {int(ids[(row, *place)])} lies outside 0..{size - 1}; {hint}")

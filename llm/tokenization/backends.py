@@ -1,257 +1,245 @@
-"""The three libraries that encode, each behind the same four methods.
-
-`tokenizers` runs everything that its file format says exactly. A SentencePiece model and tiktoken's ranks stay as they
-are and are run by their own libraries, imported when such a tokenizer is opened: converted, they would differ on texts
-such as "<0x41>", or where two regular-expression engines disagree.
-"""
+"""The libraries that turn text into ids: Hugging Face's tokenizers, and sentencepiece for its own models."""
 
 import base64
 import functools
 import json
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
-
-import tokenizers
+from typing import Any, Protocol
 
 from llm.errors import InputError
-from llm.tokenization.pieces import Pieces, Special, decoded, placed, sentencepiece_pieces
+from llm.tokenization.pieces import Pieces
+from llm.tokenization.special import Special
 
-SPACE = "\u2581"  # the visible space of SentencePiece
+SENTENCEPIECE = "sentencepiece"
 
 
 class Backend(Protocol):
-    """Text to ids without special tokens, and what the ids stand for."""
+    """What a tokenizer needs of a library. `ids` and `specials` are by token; the methods take valid Unicode."""
 
-    def encode_batch(self, texts: Sequence[str], continues: bool = False) -> list[list[int]]:
-        """The ids of each text; `continues`: of texts that go on with another, so no space is put before them."""
+    kind: str
+    ids: dict[str, int]
+    specials: dict[str, Special]
+    pieces: Pieces
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text; none of them is special."""
         ...
 
-    def pieces(self) -> Pieces:
-        """What each id stands for."""
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text and their [start, end) in characters, white space included."""
         ...
 
-    def with_special(self, tokens: Sequence[str]) -> "Backend":
-        """This one with more special tokens, at the next free ids."""
-        ...
-
-    def data(self) -> dict:
-        """JSON values that `restored` makes an equal backend of."""
+    def encode_part(self, text: str, first: bool) -> list[int]:
+        """The ids of a part of a text between special tokens, `first` at its very start."""
         ...
 
 
-def restored(data: Mapping) -> Backend:
-    """The backend that `data` came from.
+def make_backend(document: dict[str, Any], meta: dict[str, Any]) -> Backend:
+    """The library for a tokenizer.json.
 
     Raises:
-        InputError: its library is unknown.
+        InputError: the file asks for what cannot be done.
     """
-    if data["library"] == "tokenizers":
-        return HuggingFace(tokenizers.Tokenizer.from_str(json.dumps(data["tokenizer"])))
-    if data["library"] == "sentencepiece":
-        return SentencePiece(base64.b64decode(data["model"]), data["special"], data["lossless"])
-    if data["library"] == "tiktoken":
-        return Tiktoken(data["ranks"], data["pattern"], data["special"])
-    raise InputError(f"the tokenizer's library {data['library']!r} is not tokenizers, sentencepiece or tiktoken")
+    if SENTENCEPIECE in meta:
+        return SentencePieceBackend(base64.b64decode(meta[SENTENCEPIECE]))
+    return HuggingFaceBackend(document)
 
 
-class HuggingFace:
-    """Runs a tokenizer of the `tokenizers` library."""
+class HuggingFaceBackend:
+    """Text through Hugging Face's `tokenizers`.
 
-    def __init__(self, library: tokenizers.Tokenizer):
-        self.library = library
-        library.no_truncation()  # files carry the lengths of the model that they were made for
-        library.no_padding()
-        library.encode_special_tokens = True  # the text of a special token is text
-        if getattr(library.model, "dropout", None):
-            library.model.dropout = None  # type: ignore[attr-defined]
-
-    def encode_batch(self, texts: Sequence[str], continues: bool = False) -> list[list[int]]:
-        """As `Backend` says. Where the model finds a special token in plain text, it reads that token in two parts.
-
-        Raises:
-            InputError: a text holds a special token that even so can not be written as text.
-        """
-        library = self._continuing if continues else self.library
-        batch = [encoding.ids for encoding in library.encode_batch_fast(list(texts), add_special_tokens=False)]
-        for n, ids in enumerate(batch):
-            if not self._hidden.isdisjoint(ids):
-                batch[n] = self._in_parts(texts[n], continues)
-        return batch
-
-    def pieces(self) -> Pieces:
-        """As `Backend` says.
-
-        Raises:
-            InputError: the decoder is none that works token by token.
-        """
-        vocabulary = self.library.get_vocab(with_added_tokens=True)
-        tokens: list[str | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
-        for token, i in vocabulary.items():
-            tokens[i] = token
-        if self.library.decoder is None:
-            raise InputError("the tokenizer has no decoder, so what its ids stand for is not known")
-        added = set(self.library.get_added_tokens_decoder())
-        start, middle, continues = decoded(tokens, added, self.library.decoder.__getstate__().decode())
-        return Pieces(start, middle, self._special, continues)
-
-    def with_special(self, tokens: Sequence[str]) -> "HuggingFace":
-        """As `Backend` says."""
-        library = tokenizers.Tokenizer.from_str(self.library.to_str())
-        library.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in tokens])
-        return HuggingFace(library)
-
-    def data(self) -> dict:
-        """As `Backend` says."""
-        return {"library": "tokenizers", "tokenizer": json.loads(self.library.to_str())}
-
-    @functools.cached_property
-    def _special(self) -> dict[str, Special]:
-        added = self.library.get_added_tokens_decoder()
-        return {t.content: Special(i, t.lstrip, t.rstrip) for i, t in sorted(added.items()) if t.special}
-
-    @functools.cached_property
-    def _hidden(self) -> dict[int, str]:
-        """Special tokens that plain text must not give; the unknown it may."""
-        unknown = getattr(self.library.model, "unk_token", None)
-        if type(self.library.model).__name__ == "Unigram":
-            number = json.loads(self.library.to_str())["model"]["unk_id"]
-            unknown = None if number is None else self.library.id_to_token(number)
-        return {token.id: text for text, token in self._special.items() if text != unknown}
-
-    def _in_parts(self, text: str, continues: bool) -> list[int]:
-        if self.library.normalizer is not None:
-            text = self.library.normalizer.normalize_str(text)
-        cuts = [match.start() + 1 for match in any_of(self._hidden.values()).finditer(text)]
-        parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
-        ids: list[int] = []
-        for n, part in enumerate(parts):
-            library = self._continuing if continues or n else self.library
-            ids += library.encode(part, add_special_tokens=False).ids
-        found = next((self._hidden[i] for i in ids if i in self._hidden), None)
-        if found is not None:
-            raise InputError(f"this tokenizer can not write {found!r} as plain text: take it out of the text")
-        return ids
-
-    @functools.cached_property
-    def _continuing(self) -> tokenizers.Tokenizer:
-        """The same without the space that goes before the first word of a text only."""
-        state = "" if self.library.pre_tokenizer is None else self.library.pre_tokenizer.__getstate__().decode()
-        if '"prepend_scheme":"first"' not in state:
-            return self.library
-        content = json.loads(self.library.to_str())
-        content["pre_tokenizer"] = json.loads(state.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"'))
-        return HuggingFace(tokenizers.Tokenizer.from_str(json.dumps(content))).library
-
-
-class SentencePiece:
-    """Runs a SentencePiece model.
-
-    Args:
-        model: the file, a serialised ModelProto.
-        special: ids of special tokens put on top of the model's.
-        lossless: the model, trained here, leaves spaces to this class: one goes before a text, so that a word is the
-            same piece at its start and inside; and U+2581, which the model would take for a space, is given as bytes.
+    The library gets a copy of the file in which text cannot become a special token: there the special tokens are
+    no added tokens, and their entries begin with a space, which no word that is looked up does (spaces are split off,
+    or spelled U+2581 or U+0120 by then). Padding, truncation, dropout and post-processing are left out too.
     """
 
-    def __init__(self, model: bytes, special: Mapping[str, int], lossless: bool = False):
-        import sentencepiece  # 3 MB, for such models only
+    def __init__(self, document: dict[str, Any]):
+        model = document["model"]
+        self.kind: str = str(model.get("type") or _guess(model)).lower()
+        entries = dict(enumerate(piece for piece, _ in model["vocab"])) if self.kind == "unigram" else {
+            i: piece for piece, i in model["vocab"].items()
+        }  # fmt: skip
+        added = document.get("added_tokens") or []
+        entries.update({token["id"]: token["content"] for token in added})
+        size = max(entries, default=-1) + 1
+        self.ids = {piece: i for i, piece in entries.items()}
+        self.specials = {
+            token["content"]: Special(token["id"], token.get("lstrip", False), token.get("rstrip", False))
+            for token in added
+            if token.get("special")
+        }
+        unk = model["unk_id"] if self.kind == "unigram" else self.ids.get(model.get("unk_token") or "")
+        special = {s.id for s in self.specials.values()}
+        literal = {token["id"] for token in added} | ({unk} if unk is not None else set())
+        style, prefix, added_space = _decoding(document)
+        self.pieces = Pieces(
+            [entries.get(i) for i in range(size)], literal, special, style, prefix, added_space=added_space
+        )
+        self._document = _without_specials(document, self.kind, entries, size, special, unk)
+        self._library = _library(self._document)
 
-        try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            raise InputError("this is not a SentencePiece model") from None
-        self._proto, self._added, self._lossless = model, dict(special), lossless
+    @functools.cached_property
+    def _continued(self):
+        """The library for text after a special token, which may get no space in front."""
+        pre = self._document.get("pre_tokenizer")
+        changed, found = _never_prepend(pre)
+        return _library({**self._document, "pre_tokenizer": changed}) if found else self._library
 
-    def encode_batch(self, texts: Sequence[str], continues: bool = False) -> list[list[int]]:
-        """As `Backend` says; a model that was not trained here may put a space before a text that continues, too."""
-        if not self._lossless:
-            return self._run(texts)
-        lines = [text if continues or not text else " " + text for text in texts]
-        parts = [line.split(SPACE) for line in lines]
-        ids = iter(self._run([part for split in parts for part in split]))
-        joint = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-        return [_joined([next(ids) for _ in split], joint) for split in parts]
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._library.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def pieces(self) -> Pieces:
-        """As `Backend` says."""
-        prefixed = self._lossless or self._model.decode_pieces([SPACE + "a"]) == "a"
-        return sentencepiece_pieces(self._model, {t: Special(i) for t, i in self._added.items()}, prefixed)
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._library.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
-    def with_special(self, tokens: Sequence[str]) -> "SentencePiece":
-        """As `Backend` says."""
-        top = max([self._model.get_piece_size() - 1, *self._added.values()])
-        more = {token: top + 1 + n for n, token in enumerate(tokens)}
-        return SentencePiece(self._proto, self._added | more, self._lossless)
-
-    def data(self) -> dict:
-        """As `Backend` says."""
-        model = base64.b64encode(self._proto).decode()
-        return {"library": "sentencepiece", "special": self._added, "lossless": self._lossless, "model": model}
-
-    def _run(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._model.encode(list(texts), out_type=int)
+    def encode_part(self, text: str, first: bool) -> list[int]:
+        return (self._library if first else self._continued).encode(text, add_special_tokens=False).ids
 
 
-class Tiktoken:
-    """Runs tiktoken on a table of ranks.
+def _guess(model: dict[str, Any]) -> str:
+    """Old files do not name the kind."""
+    if "merges" in model:
+        return "BPE"
+    if "unk_id" in model:
+        return "Unigram"
+    return "WordPiece" if "continuing_subword_prefix" in model else "WordLevel"
 
-    Args:
-        ranks: the text of a .tiktoken file: lines of a token in base64 and its rank, which is its id.
-        pattern: the regular expression that splits text before merging.
-        special: ids of the special tokens.
+
+def _library(document: dict[str, Any]):
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(document))
+    except Exception as error:  # the library raises a bare Exception
+        raise InputError(str(error)) from None
+
+
+def _without_specials(document: dict, kind: str, entries: dict[int, str], size: int, special: set[int], unk) -> dict:
+    """The copy of a file in which no text is a special token; every id stands where it stood."""
+    names = {i: " " + piece if i in special else piece for i, piece in entries.items()}
+    model = {**document["model"], "type": document["model"].get("type") or _guess(document["model"])}
+    model.pop("llm", None)
+    if model.get("dropout") is not None:
+        model["dropout"] = None
+    if kind == "unigram":
+        scores = {i: score for i, (_, score) in enumerate(model["vocab"])}
+        model["vocab"] = [[names.get(i, f" hole {i}"), scores.get(i, 0.0)] for i in range(size)]
+    else:
+        # The library gives new added tokens the ids after its vocabulary: with all of them in it, no id moves.
+        model["vocab"] = {names.get(i, f" hole {i}"): i for i in range(size)}
+        if unk is not None:
+            model["unk_token"] = names[unk]
+    added = [token for token in document.get("added_tokens") or [] if token["id"] not in special]
+    return {**document, "model": model, "added_tokens": added, "truncation": None, "padding": None,
+            "post_processor": None}  # fmt: skip
+
+
+def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    if part is None:
+        return []
+    return [step for one in part[inner] for step in _steps(one, inner)] if part["type"] == "Sequence" else [part]
+
+
+def _decoding(document: dict[str, Any]) -> tuple[str, str, str]:
+    """How a file spells text: style, prefix and added space of `Pieces`."""
+    decoders = {step["type"]: step for step in _steps(document.get("decoder"), "decoders")}
+    unknown = decoders.keys() - {"ByteLevel", "WordPiece", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}
+    if unknown:
+        raise InputError(f"its decoder {min(unknown)} is not known; ByteLevel, WordPiece, Metaspace and ByteFallback are")
+    before = _steps(document.get("pre_tokenizer"), "pretokenizers")
+    added_space = "never"
+    if any(step["type"] == "ByteLevel" and step.get("add_prefix_space") for step in before):
+        added_space = "always"
+    for step in before:
+        if step["type"] == "Metaspace":
+            added_space = step.get("prepend_scheme") or ("always" if step.get("add_prefix_space", True) else "never")
+    if any(step["type"] == "Prepend" for step in _steps(document.get("normalizer"), "normalizers")):
+        added_space = "always"
+    if "ByteLevel" in decoders:
+        return "byte_level", "", added_space
+    if "WordPiece" in decoders:
+        return "wordpiece", decoders["WordPiece"].get("prefix", "##"), "never"
+    if "Metaspace" in decoders or "Replace" in decoders:
+        return "metaspace", "", added_space
+    if "ByteFallback" in decoders or "Fuse" in decoders:
+        return "plain", "", "never"
+    # Without a decoder, words stand with spaces between them.
+    return "wordpiece", "\0", "never"
+
+
+def _never_prepend(part: Any) -> tuple[Any, bool]:
+    """A pre-tokenizer whose Metaspace puts a space at the start alone, as it works after the start."""
+    if part is None:
+        return None, False
+    if part["type"] == "Sequence":
+        inner = [_never_prepend(one) for one in part["pretokenizers"]]
+        return {**part, "pretokenizers": [one for one, _ in inner]}, any(found for _, found in inner)
+    if part["type"] == "Metaspace" and part.get("prepend_scheme") == "first":
+        return {**part, "prepend_scheme": "never"}, True
+    return part, False
+
+
+class SentencePieceBackend:
+    """Text through sentencepiece. Its control symbols are the special tokens: text never becomes one."""
+
+    kind = SENTENCEPIECE
+
+    def __init__(self, data: bytes):
+        import sentencepiece
+
+        model = read_proto(data)
+        self._library = sentencepiece.SentencePieceProcessor(model_proto=data)
+        types = [piece.type for piece in model.pieces]
+        entries: list[str | None] = [piece.piece for piece in model.pieces]
+        control, unknown, byte = (_ids(types, kind) for kind in (CONTROL, UNKNOWN, BYTE))
+        self.ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
+        self.specials = {model.pieces[i].piece: Special(i) for i in sorted(control)}
+        spaces = "always" if model.normalizer_spec.add_dummy_prefix else "never"
+        self.pieces = Pieces(
+            entries, control | unknown, control, "metaspace", added_space=spaces, byte_ids=byte
+        )
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return self._library.encode(texts, out_type=int)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self._library.encode(text, out_type="immutable_proto")
+        ids, offsets = [], []
+        for piece in encoded.pieces:
+            ids.append(piece.id)
+            offsets.append((piece.begin, piece.end))
+        # The bytes of one character: all but the last have nothing.
+        for n in reversed(range(len(offsets) - 1)):
+            byte = self.pieces.spelled[ids[n]]
+            if offsets[n][0] == offsets[n][1] and byte and len(byte) == 1 and offsets[n + 1][0] == offsets[n][0]:
+                offsets[n] = offsets[n + 1]
+        return ids, offsets
+
+    def encode_part(self, text: str, first: bool) -> list[int]:
+        return self._library.encode(text, out_type=int)
+
+
+# ModelProto.SentencePiece.Type of sentencepiece_model.proto; GGUF has the same numbers.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+
+def _ids(types: list[int], kind: int) -> set[int]:
+    return {i for i, type_ in enumerate(types) if type_ == kind}
+
+
+def read_proto(data: bytes):
+    """The ModelProto of a SentencePiece file.
+
+    Raises:
+        InputError: it is none.
     """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
 
-    def __init__(self, ranks: str, pattern: str, special: Mapping[str, int]):
-        import tiktoken  # 4 MB, for such ranks only
-
-        try:
-            pairs = (line.split() for line in ranks.splitlines() if line)
-            self._ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
-        except ValueError:
-            raise InputError("these are not ranks of tiktoken, lines of a token in base64 and its number") from None
-        missing = [byte for byte in range(256) if bytes([byte]) not in self._ranks]
-        if missing:
-            raise InputError(f"the ranks have no token for {len(missing)} bytes, the first {missing[0]:#04x}")
-        self._text, self._pattern, self._added = ranks, pattern, dict(special)
-        try:
-            self._library = tiktoken.Encoding(
-                "ranks", pat_str=pattern, mergeable_ranks=self._ranks, special_tokens=self._added
-            )
-        except ValueError as error:
-            raise InputError(f"tiktoken does not take the pattern {pattern!r}: {error}") from None
-
-    def encode_batch(self, texts: Sequence[str], continues: bool = False) -> list[list[int]]:
-        """As `Backend` says."""
-        return self._library.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
-
-    def pieces(self) -> Pieces:
-        """As `Backend` says."""
-        table: list[bytes | None] = [None] * (max(self._ranks.values()) + 1)
-        for piece, i in self._ranks.items():
-            table[i] = piece
-        special = {text: Special(i) for text, i in self._added.items()}
-        return Pieces(*placed(table, table, special), special)
-
-    def with_special(self, tokens: Sequence[str]) -> "Tiktoken":
-        """As `Backend` says."""
-        top = max([*self._ranks.values(), *self._added.values()])
-        more = {token: top + 1 + n for n, token in enumerate(tokens)}
-        return Tiktoken(self._text, self._pattern, self._added | more)
-
-    def data(self) -> dict:
-        """As `Backend` says."""
-        return {"library": "tiktoken", "special": self._added, "pattern": self._pattern, "ranks": self._text}
-
-
-def any_of(texts: Iterable[str]) -> re.Pattern:
-    """A regular expression of any of some texts, longer ones first; of none, one that never matches."""
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
-
-
-def _joined(parts: list[list[int]], joint: list[int]) -> list[int]:
-    ids = parts[0]
-    for part in parts[1:]:
-        ids = [*ids, *joint, *part]
-    return ids
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise InputError("it is no SentencePiece model") from None
+    if not model.pieces:
+        raise InputError("it is no SentencePiece model, or one without pieces")
+    return model

@@ -1,92 +1,140 @@
-"""Chat templates: messages to the parts of a text."""
+"""Conversations by a chat template, in which only the template writes control tokens.
 
-from __future__ import annotations
+What users type must not become a control token. Before rendering, in every string of the messages and variables, each
+character that could begin a special token is replaced by a noncharacter of Unicode that stands nowhere else. A special
+token found in the rendered text therefore has its first character from the template. After the special tokens are
+found, the characters are put back, and the text between is encoded as ordinary text. Three things stay as they are:
 
+* roles and types of parts, which templates compare with words: they may be words only, so they begin nothing;
+* texts that the template itself compares with, `</think>` say, where no special token begins like them;
+* special tokens that begin with a letter or digit are replaced where they stand whole, or at the end of a string.
+"""
+
+import dataclasses
 import datetime
+import functools
 import json
-import typing
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from llm.errors import InputError
 
-if typing.TYPE_CHECKING:
-    from llm.tokenization.tokenizer import Tokenizer
+_NONCHARACTERS = [*range(0xFDD0, 0xFDF0), *(plane + end for plane in range(0, 0x110000, 0x10000) for end in (0xFFFE, 0xFFFF))]
+_NAME = re.compile(r"[\w.-]*")
 
 
-def parts(
-    tokenizer: Tokenizer, messages: Sequence[Mapping], add_generation_prompt: bool, variables: Mapping
-) -> list[str | int]:
-    """A conversation as plain text and ids of special tokens, by the tokenizer's template.
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """A rendered conversation, and how its replaced characters come back."""
 
-    The template runs on messages in which every special token's text is cut by a character that stands nowhere else, so
-    the special tokens of its output are its own. Then that character is taken out of the plain text. So that no token
-    arises where a message meets the template either, a cut is also made where a message starts or ends with a part of
-    one.
+    text: str
+    back: dict[int, str]
+
+    def restore(self, text: str) -> str:
+        """The text with its own characters."""
+        return text.translate(self.back)
+
+
+def render(template: str, messages: Sequence[dict[str, Any]], special_tokens: list[str], add_generation_prompt: bool,
+           tokens: dict[str, str], variables: dict[str, Any]) -> Rendered:  # fmt: skip
+    """The conversation by the template.
+
+    Args:
+        template: Jinja source.
+        messages: of the conversation.
+        special_tokens: texts that must come from the template alone.
+        add_generation_prompt: whether the assistant's answer is opened.
+        tokens: bos_token, eos_token and so on.
+        variables: further variables.
 
     Raises:
-        InputError: there is no template, it can not be read, or it refuses the messages.
+        InputError: the template cannot be read, fails, or refuses the messages.
     """
-    import jinja2  # 1 MB, for chats only
-    import jinja2.ext
-    import jinja2.sandbox
+    import jinja2
 
-    if tokenizer.chat_template is None:
-        raise InputError("this tokenizer has no chat template: it was not made for conversations")
-    written = json.dumps([messages, variables], ensure_ascii=False, default=str)
-    cut = _unused(written + tokenizer.chat_template)
+    _check(messages)
+    compiled, literals = _compiled(template)
+    masks = _masks(special_tokens, json.dumps([template, *map(repr, (messages, variables))], ensure_ascii=False))
+    kept = [t for t in literals if not any(s.startswith(t) or t.startswith(s) for s in special_tokens)]
+    mask = functools.partial(_mask, special_tokens=special_tokens, masks=masks, kept=kept)
+    try:
+        text = compiled.render(**{
+            **tokens, **_each(variables, mask), "messages": _each(list(messages), mask),
+            "add_generation_prompt": add_generation_prompt,
+        })  # fmt: skip
+    except jinja2.TemplateError as error:
+        raise InputError(f"the chat template refuses the conversation: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise InputError(f"the chat template fails on the conversation: {error}") from None
+    return Rendered(text, {ord(mask): character for character, mask in masks.items()})
 
-    def safe(value):
-        if isinstance(value, str):
-            return _cut(value, tokenizer.special, cut)
-        if isinstance(value, Mapping):
-            return {safe(key): safe(item) for key, item in value.items()}
-        return [safe(item) for item in value] if isinstance(value, list | tuple) else value
 
-    def refuse(message):
+def _check(messages: Sequence[dict[str, Any]]) -> None:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise InputError("a conversation is a list of at least one message")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise InputError(f"message {number} is not a dict with a role: {message!r}")
+
+
+def _masks(special_tokens: list[str], everything: str) -> dict[str, str]:
+    """A noncharacter for each first character of a special token; `everything` holds none of them."""
+    free = (chr(code) for code in _NONCHARACTERS if chr(code) not in everything)
+    try:
+        return {first: next(free) for first in sorted({token[0] for token in special_tokens})}
+    except StopIteration:
+        raise InputError("the conversation uses every noncharacter of Unicode; none is left to mark text with") from None
+
+
+def _mask(text: str, special_tokens: list[str], masks: dict[str, str], kept: list[str]) -> str:
+    def begins(place: int) -> bool:
+        if text[place].isalnum():
+            rest = text[place:].rstrip()
+            return any(text.startswith(token, place) or token.startswith(rest) for token in special_tokens)
+        return not any(text.startswith(literal, place) for literal in kept)
+
+    return "".join(masks[c] if c in masks and begins(place) else c for place, c in enumerate(text))
+
+
+def _each(value: Any, mask, key: str = "") -> Any:
+    """A copy of nested messages with every string masked."""
+    if isinstance(value, str):
+        if key in ("role", "type"):
+            if not _NAME.fullmatch(value):
+                raise InputError(f"the {key} {value!r} of a message is not a word")
+            return value
+        return mask(value)
+    if isinstance(value, dict):
+        return {mask(k) if isinstance(k, str) else k: _each(v, mask, k) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_each(v, mask) for v in value]
+    return value
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str):
+    """The template, ready, and the strings that stand in its expressions."""
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
-    # Templates in use are written for these settings and functions.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _json
+    environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    tokens = {f"{name}_token": text for name, text in _texts(tokenizer).items()}
     try:
-        template = environment.from_string(tokenizer.chat_template)
-        text = template.render(
-            **tokens | safe(variables), messages=safe(messages), add_generation_prompt=add_generation_prompt
-        )
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"the chat template does not take these messages: {error}") from None
-    return [part if isinstance(part, int) else part.replace(cut, "") for part in tokenizer.split(text)]
-
-
-def _texts(tokenizer: Tokenizer) -> dict[str, str]:
-    texts = {i: text for text, i in tokenizer.special.items()}
-    roles = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
-    return {role: texts[getattr(tokenizer, role)] for role in roles if getattr(tokenizer, role) is not None}
-
-
-def _unused(text: str) -> str:
-    """A character of the private use area that the text does not hold."""
-    return next(character for character in map(chr, range(0xE000, 0xF900)) if character not in text)
-
-
-def _cut(text: str, special: Mapping[str, int], cut: str) -> str:
-    for token in special:
-        if len(token) == 1 and token in text:
-            raise InputError(f"this tokenizer can not write {token!r} as plain text: take it out of the messages")
-        while token in text:
-            text = text.replace(token, token[:1] + cut + token[1:])
-    if any(text.endswith(token[:n]) for token in special for n in range(1, len(token))):
-        text += cut
-    if any(text.startswith(token[n:]) for token in special for n in range(1, len(token))):
-        text = cut + text
-    return text
-
-
-def _json(value, ensure_ascii: bool = False, indent: int | None = None, separators=None, sort_keys: bool = False) -> str:
-    """The filter that templates for tools expect: JSON without HTML escapes."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        parsed = environment.parse(template)
+        compiled = environment.from_string(template)
+    except jinja2.TemplateError as error:
+        raise InputError(f"the chat template is not valid Jinja: {error}") from None
+    literals = {node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)}
+    return compiled, sorted(literal for literal in literals if len(literal) > 1)

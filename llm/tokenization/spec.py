@@ -59,7 +59,9 @@ class TokenizerSpec:
         if doubled:
             raise InputError(f"tokenizer.special_tokens names {min(doubled)!r} twice")
         if (self.lowercase or self.strip_accents) and self.kind != "wordpiece" and not self.path:
-            raise InputError(f"tokenizer.kind={self.kind!r} keeps capitals and accents; only 'wordpiece' can change them")
+            raise InputError(
+                f"tokenizer.kind={self.kind!r} keeps capitals and accents; only 'wordpiece' can change them"
+            )
         least = 8 if self.kind == "wordpiece" else 257
         least += len(self.special_tokens) + self.sentinels
         if not self.path and self.vocab_size < least:

@@ -81,7 +81,9 @@ def additions(ids: dict[str, int], tokens: tuple[str, ...], count: int, where: s
     present = len(sentinels(ids))
     if present >= count:
         if new and present:
-            raise InputError(f"tokenizer.special_tokens: {where} has sentinels at its highest ids, {new[0]!r} finds no place")
+            raise InputError(
+                f"tokenizer.special_tokens: {where} has sentinels at its highest ids, {new[0]!r} finds no place"
+            )
         return new
     if present:
         raise InputError(f"tokenizer.sentinels={count}: {where} has {present} of its own; set {present} or fewer")

@@ -1,232 +1,206 @@
-"""Every tokenizer behind one interface: text to ids, ids to text, whole or as a stream."""
+"""Every tokenizer behind one interface, and the one file that each of them is saved in.
+
+The file is Hugging Face's tokenizer.json, and their `tokenizers` reads it too. What that format has no place for stands
+in its "model" object under "llm": the roles of special tokens and the chat template. A SentencePiece model, which the
+format cannot say exactly, stands there whole, in base64, and its text goes through the sentencepiece library; such a
+file only this module reads.
+"""
 
 import codecs
 import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
-import tokenizers
 
 from llm.errors import InputError
-from llm.tokenization import chat
-from llm.tokenization.backends import Backend, HuggingFace, any_of, restored
-from llm.tokenization.spec import END_OF_TEXT
+from llm.tokenization import chat, special
+from llm.tokenization.backends import Backend, make_backend
+from llm.tokenization.pieces import Joiner
 
-FORMAT = "llm tokenizer 1"
-# What a special token is for, by the names that tokenizers in use give it.
-ROLES = {
-    "end_of_text": (END_OF_TEXT, "<|end_of_text|>"),
-    "pad": ("[PAD]", "<pad>", "<|pad|>"),
-    "unk": ("[UNK]", "<unk>", "<|unk|>"),
-    "cls": ("[CLS]", "<cls>"),
-    "sep": ("[SEP]", "<sep>"),
-    "mask": ("[MASK]", "<mask>", "<|mask|>"),
-    "bos": ("[BOS]", "<s>", "<bos>", "<|begin_of_text|>"),
-    "eos": ("[EOS]", "</s>", "<eos>"),
-}
+META = "llm"
 
 
 class Tokenizer:
-    """Text to ids and back. Ids run from 0 to `vocab_size` - 1; some of them may not be assigned.
+    """Text to ids and back. Ids run from 0 to `vocab_size` - 1; `end_of_text` opens and closes every document.
 
-    What comes back: byte-level tokenizers ("bpe", "bytes", GPT-2's, tiktoken's), "chars" and the "unigram" trained here
-    give exactly the text, any text. WordPiece loses which blanks stood between words and around punctuation, control
-    characters, the characters it does not know (they come back as [UNK]) and, where it is told to, case and accents. A
-    SentencePiece model from elsewhere loses what its normalizer changes, often runs of spaces, and U+2581.
+    What comes back from `decode(encode(text))`:
+        byte-level bpe, bytes, chars: every text, exactly, unless a loaded file normalises it (NFC in Qwen's).
+        unigram as `train` makes it: every text in which no U+2581 stands, exactly; U+2581 comes back as a space.
+        wordpiece: the words with one space between them, punctuation and Chinese characters as words of their own,
+            control characters gone, a word with a character that the vocabulary lacks as [UNK]; lower case, or without
+            accents, where asked for.
+        SentencePiece files: what their own normalisation leaves (T5's: NFKC, runs of spaces as one).
+
+    Text becomes a special token only by `allow_special=True`, or where a chat template itself writes the token.
 
     Attributes:
-        vocab_size: the highest id and one.
-        special: the id of each special token by its text.
-        end_of_text: opens and closes every document; where there is no such token the end-of-sequence one.
-        pad, unk, cls, sep, mask, bos, eos: ids of the special tokens of that use. All of these are None where the
-            tokenizer has none.
-        sentinels: ids of <extra_id_0>, <extra_id_1> and so on.
-        chat_template: the Jinja template that turns messages into text, None where there is none.
+        kind: "bpe", "wordpiece", "unigram", "wordlevel" or "sentencepiece", the algorithm in the file.
+        vocab_size: one more than the highest id.
+        end_of_text: of a trained tokenizer, <|endoftext|>; of a loaded one, what its files call the end of a sequence,
+            else the first of <|endoftext|>, </s>, <|end_of_text|>, <eos>, [EOS], [SEP] that it has.
+        pad, unk, cls, sep, mask, bos: ids of the tokens with these roles, or None.
+        sentinels: the ids of <extra_id_0>, <extra_id_1>, ...; they descend.
+        chat_template: Jinja source, or None.
     """
 
-    end_of_text: int | None
-    pad: int | None
-    unk: int | None
-    cls: int | None
-    sep: int | None
-    mask: int | None
-    bos: int | None
-    eos: int | None
-
-    def __init__(self, backend: Backend, roles: Mapping[str, str] | None = None, chat_template: str | None = None):
-        """Wraps a backend.
-
-        Args:
-            roles: the token of a role ("eos": "<|im_end|>") where its name does not say it.
-            chat_template: the chat template.
+    def __init__(self, text: str):
+        """Makes a tokenizer of the text of a tokenizer.json.
 
         Raises:
-            InputError: a role's token is not in the vocabulary, or the tokens can not be decoded one by one.
+            InputError: it cannot be read.
         """
-        self.backend = backend
-        self._pieces = backend.pieces()
-        self.vocab_size = len(self._pieces.middle)
-        if not self.vocab_size:
-            raise InputError("the tokenizer has no tokens")
-        self.special: dict[str, int] = {text: token.id for text, token in self._pieces.special.items()}
-        self._special_text = {i: text for text, i in self.special.items()}
-        self._special_pattern = any_of(self.special)
-        self.chat_template = chat_template
-        self._roles = dict(roles or {})
-        for role, names in ROLES.items():
-            token = self._roles.get(role)
-            if token is not None and token not in self.special:
-                raise InputError(f"the tokenizer's {role} token {token!r} is not one of its special tokens")
-            found = [token] if token is not None else [name for name in names if name in self.special]
-            setattr(self, role, self.special[found[0]] if found else None)
-        if self.end_of_text is None:
-            self.end_of_text = self.eos
-        count = sum(f"<extra_id_{n}>" in self.special for n in range(len(self.special)))
-        self.sentinels = tuple(self.special[f"<extra_id_{n}>"] for n in range(count))
+        self._text = text
+        document = json.loads(text)
+        if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+            raise InputError("it has no model")
+        meta: dict[str, Any] = document["model"].get(META) or {}
+        self._backend: Backend = make_backend(document, meta)
+        self.kind: str = self._backend.kind
+        self._pieces = self._backend.pieces
+        self.vocab_size: int = len(self._pieces.entries)
+        self._splitter = special.Splitter(self._backend.specials)
+        self.chat_template: str | None = meta.get("chat_template")
+        roles = {role: self._role(role, meta.get("roles") or {}) for role in special.NAMES}
+        if roles["end_of_text"] is None:
+            names = ", ".join(special.NAMES["end_of_text"])
+            raise InputError(
+                f"the tokenizer has no token {special.END_OF_TEXT}, nor another end of text ({names}); add one by "
+                f"tokenizer.special_tokens=('{special.END_OF_TEXT}',)"
+            )
+        self.end_of_text: int = roles["end_of_text"]
+        self.pad, self.unk, self.cls = roles["pad"], roles["unk"], roles["cls"]
+        self.sep, self.mask, self.bos = roles["sep"], roles["mask"], roles["bos"]
+        ids = self._backend.ids
+        self.sentinels: tuple[int, ...] = special.sentinels({token: ids[token] for token in self._splitter.specials})
+
+    def _role(self, role: str, said: dict[str, str]) -> int | None:
+        ids = self._backend.ids
+        if said.get(role) in ids:
+            return ids[said[role]]
+        return next((ids[name] for name in special.NAMES[role] if name in ids), None)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens and their ids."""
+        return {token: s.id for token, s in self._splitter.specials.items()}
+
+    def token(self, i: int) -> str:
+        """The entry of the vocabulary, as its file spells it."""
+        self._check([i])
+        entry = self._pieces.entries[i]
+        assert entry is not None
+        return entry
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """The ids of a text, nothing put around it.
+        """The ids of a text, without special tokens around it.
 
         Args:
-            allow_special: the texts of special tokens give their ids. Otherwise they are text like any other.
+            text: any Unicode.
+            allow_special: the text of a special token becomes the token; only for text from a trusted hand.
 
         Raises:
             InputError: the text holds a lone surrogate, which no encoding has bytes for.
         """
-        return self.encode_batch([text], allow_special)[0]
-
-    def encode_batch(self, texts: Sequence[str], allow_special: bool = False) -> list[list[int]]:
-        """The ids of each text, as `encode` gives them, on all cores."""
-        for text in texts:
-            check(text)
         if not allow_special:
-            return self.backend.encode_batch(texts)
-        return [self.encode_parts(self.split(text)) for text in texts]
+            return self.encode_batch([text])[0]
+        _check_unicode([text])
+        return self._encode_parts(self._splitter(text))
 
-    def split(self, text: str) -> list[str | int]:
-        """A text as runs of plain text and ids of the special tokens between them."""
-        parts: list[str | int] = []
-        end, stripped = 0, False
-        for match in self._special_pattern.finditer(text):
-            token = self._pieces.special[match[0]]
-            plain = text[end : match.start()]
-            plain = plain.lstrip() if stripped else plain
-            parts += [plain.rstrip() if token.lstrip else plain, token.id]
-            end, stripped = match.end(), token.rstrip
-        return [*parts, text[end:].lstrip() if stripped else text[end:]]
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, as `encode` gives them, on all cores."""
+        _check_unicode(texts)
+        return self._backend.encode_batch(list(texts))
 
-    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        """The ids of parts of one text, plain text encoded and ids as they are."""
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text and, for each, the characters of the text [start, end) that it stands for.
+
+        White space at the ends of a token is left out, unless the token is nothing else. Tokens that are parts of one
+        character all have that character.
+        """
+        _check_unicode([text])
+        ids, offsets = self._backend.encode_with_offsets(text)
+        return ids, [_trimmed(text, start, end) for start, end in offsets]
+
+    def _encode_parts(self, parts: list[str | int]) -> list[int]:
         ids: list[int] = []
-        for n, part in enumerate(parts):
-            if isinstance(part, int):
-                ids.append(part)
-            elif part:
-                check(part)
-                ids += self.backend.encode_batch([part], continues=n > 0)[0]
+        for place, part in enumerate(parts):
+            ids += [part] if isinstance(part, int) else self._backend.encode_part(part, place == 0)
         return ids
 
-    def decode(self, ids: Iterable[int], continues: bool = False) -> str:
-        """The text of ids; bytes that are not valid UTF-8 become U+FFFD.
+    def chat(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> list[int]:
+        """The ids of a conversation, by the tokenizer's own template.
+
+        Control tokens come from the template alone: nothing that stands in `messages` or `variables` becomes a special
+        token, not even together with text beside it (`llm.tokenization.chat` says how). Tokens that the file adds
+        without calling them special, such as Qwen's <think>, are ordinary words, here as in `encode`.
 
         Args:
-            continues: the ids go on with a text, so a space at their start stays. A special token gives its text and
-                starts a new text.
-        """
-        return self.bytes(ids, continues).decode("utf-8", errors="replace")
-
-    def bytes(self, ids: Iterable[int], continues: bool = False) -> bytes:
-        """The exact bytes of ids; special tokens give their text.
+            messages: {"role": ..., "content": ...} each, and what else the template reads.
+            add_generation_prompt: ends with the opening of the assistant's answer.
+            variables: further variables of the template, such as tools.
 
         Raises:
-            InputError: an id is not in the vocabulary.
+            InputError: no template, one that fails, or messages that it refuses.
         """
-        out = []
-        table = self._pieces.middle if continues else self._pieces.start
-        for i in ids:
-            piece = table[i] if 0 <= i < self.vocab_size else None
-            if piece is None:
+        if self.chat_template is None:
+            raise InputError("the tokenizer has no chat template; load one whose files have it, or encode plain text")
+        tokens = {f"{name}_token": "" if i is None else self.token(i) for name, i in self._named().items()}
+        rendered = chat.render(
+            self.chat_template, messages, list(self._splitter.specials), add_generation_prompt, tokens, variables
+        )
+        parts = self._splitter(rendered.text)
+        texts = [rendered.restore(part) if isinstance(part, str) else part for part in parts]
+        _check_unicode([part for part in texts if isinstance(part, str)])
+        return self._encode_parts(texts)
+
+    def _named(self) -> dict[str, int | None]:
+        return {"bos": self.bos, "eos": self.end_of_text, "pad": self.pad, "unk": self.unk, "cls": self.cls,
+                "sep": self.sep, "mask": self.mask}  # fmt: skip
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens by their names; bytes that are not valid UTF-8 become U+FFFD."""
+        return self.bytes(ids).decode("utf-8", errors="replace")
+
+    def bytes(self, ids: Iterable[int]) -> bytes:
+        """The exact bytes of ids, as from the start of a text; special tokens give their names."""
+        ids = self._check(ids)
+        joiner = Joiner(self._pieces)
+        return b"".join([joiner.push(i) for i in ids])
+
+    def _check(self, ids: Iterable[int]) -> list[int]:
+        checked = [int(i) for i in ids]
+        for i in checked:
+            if not 0 <= i < self.vocab_size:
                 raise InputError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
-            out.append(piece)
-            table = self._pieces.start if i in self._special_text else self._pieces.middle
-        return b"".join(out)
+            if self._pieces.entries[i] is None:
+                raise InputError(f"token id {i} stands for nothing in this vocabulary")
+        return checked
 
-    def is_special(self, token: int) -> bool:
-        """Whether an id is that of a special token."""
-        return token in self._special_text
-
-    @functools.cached_property
+    @property
     def starts_word(self) -> np.ndarray:
-        """[vocab_size] bool: whether a piece that comes after another starts a word.
+        """Which ids begin a word, bool (vocab_size,): for masking whole words.
 
-        A piece of WordPiece does unless it is marked by ##; any other unless its first character is a letter, digit or
-        mark of a script with spaces between words, or the inside of a character. In Chinese, Japanese and Thai every
-        character is a start.
+        Of wordpiece, entries without "##". Otherwise entries that begin with white space, punctuation or a symbol:
+        a letter or digit, or a part of a character, goes on with what stands before. Special tokens each begin.
         """
-        return self._pieces.starts_word()
-
-    def word_starts(self, ids: np.ndarray) -> np.ndarray:
-        """Which of [..., T] ids start a word: as `starts_word`, and the first of all and those after special tokens."""
-        special = np.zeros(self.vocab_size, bool)
-        special[list(self._special_text)] = True
-        starts = self.starts_word[ids]
-        starts[..., :1] = True
-        starts[..., 1:] |= special[ids[..., :-1]]
-        return starts
-
-    def chat(self, messages: Sequence[Mapping], add_generation_prompt: bool = True, **variables) -> list[int]:
-        """The ids of a conversation by the tokenizer's own chat template.
-
-        Special tokens of the template become their ids; what looks like one inside a message is plain text.
-
-        Args:
-            messages: each a role and a content, {"role": "user", "content": "Hello"}.
-            add_generation_prompt: ends with the opening of the assistant's turn.
-            variables: what else the template asks for, such as `tools`.
-
-        Raises:
-            InputError: there is no template, or it refuses the messages.
-        """
-        return self.encode_parts(chat.parts(self, messages, add_generation_prompt, variables))
-
-    def chat_text(self, messages: Sequence[Mapping], add_generation_prompt: bool = True, **variables) -> str:
-        """The text that `chat` encodes, to be read: it no longer tells special tokens from text that looks like them."""
-        parts = chat.parts(self, messages, add_generation_prompt, variables)
-        return "".join(self._special_text[part] if isinstance(part, int) else part for part in parts)
-
-    def with_special(self, tokens: Sequence[str] = (), sentinels: int = 0) -> "Tokenizer":
-        """This tokenizer with those special tokens that it lacks, then <extra_id_n> to <extra_id_0>, at the top."""
-        names = [*tokens, *(f"<extra_id_{n}>" for n in reversed(range(sentinels)))]
-        missing = [name for name in names if name not in self.special]
-        if not missing:
-            return self
-        return Tokenizer(self.backend.with_special(missing), self._roles, self.chat_template)
+        return self._pieces.starts_word
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides what the tokenizer does."""
-        return hashlib.sha256(self._content(None).encode()).hexdigest()[:16]
+        """A hash of everything that decides what the tokenizer does: of its file."""
+        return hashlib.sha256(self._text.encode()).hexdigest()[:16]
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes one file that `load` reads.
-
-        It is a tokenizer.json of Hugging Face's `tokenizers` where such a file says everything; else our own JSON around
-        it, with the roles and the chat template, or with the SentencePiece model or the ranks of tiktoken.
-        """
-        path.write_text(self._content(1), encoding="utf-8")
-
-    def _content(self, indent: int | None) -> str:
-        if isinstance(self.backend, HuggingFace) and not self._roles and self.chat_template is None:
-            return self.backend.library.to_str(pretty=indent is not None)
-        data = {"format": FORMAT, "roles": self._roles, "chat_template": self.chat_template} | self.backend.data()
-        return json.dumps(data, ensure_ascii=False, indent=indent)
+        """Writes tokenizer.json, which Hugging Face's `tokenizers` reads too unless it holds a SentencePiece model."""
+        path.write_bytes(self._text.encode())
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Tokenizer":
-        """Reads the tokenizer that `save` wrote, or a tokenizer.json by itself.
+        """Reads a tokenizer that `save` wrote, or another tokenizer.json, without the files beside it.
 
         Raises:
             InputError: the file is missing or not a tokenizer.
@@ -234,52 +208,44 @@ class Tokenizer:
         if not path.is_file():
             raise InputError(f"there is no tokenizer at {path}")
         try:
-            content = path.read_text(encoding="utf-8")
-            if f'"{FORMAT}"' not in content[:100]:
-                return cls(HuggingFace(tokenizers.Tokenizer.from_str(content)))
-            data = json.loads(content)
-            return cls(restored(data), data["roles"], data["chat_template"])
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-        except Exception as error:  # the libraries raise a bare Exception
-            raise InputError(f"{path} is not a tokenizer: {type(error).__name__} {error}") from None
+            return cls(path.read_bytes().decode())
+        except (InputError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not a tokenizer: {error}") from None
 
 
 class StreamDecoder:
     """Decodes ids one at a time and holds back the bytes of unfinished characters.
 
-    The pieces put together are `decode` of all the ids.
-
-    Args:
-        continues: the ids go on with a text, as those drawn after a prompt do.
+    The pieces and the flush, joined, are `decode` of all ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer, continues: bool = False):
+    def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._continues = continues
+        self._joiner = Joiner(tokenizer._pieces)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
         """The text that one more id completes, perhaps none."""
-        text = self._decoder.decode(self._tokenizer.bytes([token], self._continues))
-        self._continues = not self._tokenizer.is_special(token)
-        return text
+        return self._decoder.decode(self._joiner.push(self._tokenizer._check([token])[0]))
 
     def flush(self) -> str:
         """The rest, with U+FFFD for a character that never came to its end."""
         return self._decoder.decode(b"", final=True)
 
 
-def check(text: str) -> None:
-    """Refuses a text that has no bytes.
+def _check_unicode(texts: Sequence[str]) -> None:
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise InputError(
+                f"the text has a lone surrogate U+{code:04X} at character {error.start}; it is not valid Unicode"
+            ) from None
 
-    Raises:
-        InputError: it holds a lone surrogate.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        raise InputError(
-            f"the text has a lone surrogate U+{code:04X} at character {error.start}; it is not valid Unicode"
-        ) from None
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    inner = text[start:end]
+    if not inner or inner.isspace():
+        return start, end
+    return start + len(inner) - len(inner.lstrip()), end - len(inner) + len(inner.rstrip())

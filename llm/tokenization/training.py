@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from llm.errors import InputError
-from llm.tokenization.backends import SPACE, Backend, HuggingFace, SentencePiece
-from llm.tokenization.loading import tokenizer_from
-from llm.tokenization.spec import BERT_TOKENS, TokenizerSpec
+from llm.tokenization.backends import Backend, HuggingFace, SentencePiece
+from llm.tokenization.loading import bert, tokenizer_from
+from llm.tokenization.spec import TokenizerSpec
 from llm.tokenization.tokenizer import Tokenizer, check
 
 # A sentence is what the unigram trainer reads at once, in characters; longer lines come in parts.
@@ -23,8 +23,7 @@ _SENTENCE = 4096
 def train(spec: TokenizerSpec, texts: Iterable[str]) -> Tokenizer:
     """Trains a tokenizer, or loads the one that the spec names; then the texts are not read.
 
-    `texts` are read once. WordPiece, unigram and characters go over them again: what is no list waits in a temporary
-    file.
+    `texts` are gone through once; those kinds that need them again keep them in a temporary file meanwhile.
 
     Raises:
         InputError: a text holds a lone surrogate, there is no text, or the file can not be loaded.
@@ -52,17 +51,6 @@ def _byte_level(spec: TokenizerSpec, texts: Iterable[str]) -> Backend:
     )
     library.train_from_iterator(texts, trainer)
     return HuggingFace(library)
-
-
-def bert(vocabulary: dict[str, int], lowercase: bool, strip_accents: bool, chinese: bool = True) -> tokenizers.Tokenizer:
-    """BERT's tokenizer with a vocabulary: words split at blanks, punctuation and Chinese characters, then WordPiece."""
-    library = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    library.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lowercase
-    )
-    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    library.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    return library
 
 
 def _wordpiece(spec: TokenizerSpec, texts: Iterable[str]) -> Backend:
@@ -130,7 +118,9 @@ def _unigram(spec: TokenizerSpec, texts: Iterable[str]) -> Backend:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise InputError(f"no unigram tokenizer of {spec.vocab_size} entries comes out of these texts: {error}") from None
+        raise InputError(
+            f"no unigram tokenizer of {spec.vocab_size} entries comes out of these texts: {error}"
+        ) from None
     return SentencePiece(model.getvalue(), {}, lossless=True)
 
 

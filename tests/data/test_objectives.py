@@ -115,7 +115,7 @@ def test_a_row_depends_on_its_generator_alone():
 
 def rebuild(source, target, sentinels):
     """The text of a source and a target without padding or end of text: each sentinel replaced by its span."""
-    spans, current = {}, None
+    spans, current = {}, []
     for token in target:
         if token in sentinels:
             current = spans.setdefault(token, [])
@@ -396,6 +396,15 @@ def test_longest_is_the_shortest_length_that_cuts_nothing(specials):
                     return sum(batch[key].sum() for key in ("segments", "source_segments") if key in batch)
 
                 assert places(needed[row]) == places(needed[row] + 3) > places(needed[row] - 1)
+
+
+def test_a_host_without_examples_has_the_same_keys():
+    for kind in UNPACKED:
+        pairs = dict(next_sentence=True) if kind == "masked" else {}
+        example = ([10, 11],) if kind in ("span_corruption", "classification") else ([10, 11], [12, 13])
+        some = unpack(kind, [example], [[0, 0]], others=[example] if pairs else None, **pairs)
+        none = unpack(kind, [], np.zeros((0, 2), int), others=[] if pairs else None, **pairs)
+        assert {k: v.shape[1:] for k, v in some.items()} == {k: v.shape[1:] for k, v in none.items()}
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
