@@ -19,6 +19,7 @@ from llm.data.objectives import Specials
 from llm.data.permutation import permute
 from llm.data.shards import Shards
 from llm.data.spec import ObjectiveSpec
+from llm.errors import InputError
 
 Batch = dict[str, np.ndarray]
 
@@ -71,11 +72,17 @@ class Dataset:
             classes=classes,
             row_length=row_length,
         )
+        if objective.kind == "masked" and objective.next_sentence and len(shards) < 2:
+            raise InputError(
+                "objective.next_sentence takes every other sentence from another example: there is only one"
+            )
         lengths = np.zeros(0, np.int64)
         if plan is None:
             lengths = np.minimum(objectives.longest(objective, shards.lengths(), specials), row_length)
         packed = None if plan is None else pack.Plan.load(plan)
-        return cls(shards, packed, objective, specials, row_length, buckets or (row_length,), classes, training, lengths)
+        return cls(
+            shards, packed, objective, specials, row_length, buckets or (row_length,), classes, training, lengths
+        )
 
     def __len__(self) -> int:
         return len(self.shards) if self.plan is None else len(self.plan)
@@ -95,7 +102,7 @@ class Dataset:
         longest = int(self.lengths[rows].max(initial=1))
         return next(bucket for bucket in self.buckets if bucket >= longest)
 
-    def rows(self, indices: np.ndarray, seed: int, epochs: np.ndarray, length: int | None = None) -> Batch:
+    def rows(self, indices: np.ndarray, seed: int, epochs: np.ndarray | np.integer, length: int | None = None) -> Batch:
         """The batch of these rows, each drawn by (seed, its epoch, itself).
 
         Args:
@@ -111,7 +118,10 @@ class Dataset:
         rngs = [] if still else [_generator(seed, int(e), int(i)) for e, i in zip(epochs, indices)]
         if self.plan is not None:
             rows = pack.rows(self.plan, self.shards, indices, specials.end_of_text)
-            batch = objectives.PACKED[kind](rows["tokens"], rows["targets"], rows["segments"], spec, specials, rngs)
+            if still:
+                batch = objectives.causal(rows["tokens"], rows["targets"], rows["segments"], rows["positions"])
+            else:
+                batch = objectives.PACKED[kind](rows["tokens"], rows["targets"], rows["segments"], spec, specials, rngs)
         else:
             examples = [self._example(int(i), rng) for i, rng in zip(indices, rngs)]
             labels = self.shards.labels(np.asarray(indices))

@@ -1,6 +1,8 @@
 """Several prepared corpora as one, each drawn from in proportion to its weight."""
 
+import fractions
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,14 +10,14 @@ import numpy as np
 from llm.data.loader import Batch, Dataset
 from llm.errors import InputError
 
-BLOCK = 10_000  # weights are exact to one row in so many
+BLOCK = 10_000  # weights are exact to one row in so many, or fully where a shorter block holds them
 
 
 class Mixture:
     """Packed datasets interleaved by weight; each walks its own epochs.
 
-    Which dataset a place belongs to is a function of the place alone: a block of BLOCK places holds every dataset's
-    share, evenly spread, and blocks repeat.
+    Which dataset a place belongs to is a function of the place alone: blocks of places repeat, and within a block every
+    prefix holds each dataset's share to less than one row (`interleaved`). Each dataset is in every block.
     """
 
     def __init__(self, datasets: Sequence["Dataset | Mixture"], weights: Sequence[float]):
@@ -28,23 +30,18 @@ class Mixture:
         if len(flat) > 1 and flat[0].plan is None:
             raise InputError("data.prepared: unpacked examples cannot be mixed; prepare them together")
         self._datasets = flat
-        share = np.asarray(weights, np.float64) / np.sum(weights)
-        # Whole rows of a block, by largest remainder.
-        counts = np.floor(share * BLOCK).astype(np.int64)
-        counts[np.argsort(counts - share * BLOCK, kind="stable")[: BLOCK - counts.sum()]] += 1
-        self._counts = counts
+        self._counts = block_counts(weights)
+        self._block = int(self._counts.sum())
         self._starts = np.cumsum([0, *map(len, flat)])
 
     @functools.cached_property
     def _sequence(self) -> tuple[np.ndarray, np.ndarray]:
-        """(BLOCK,) the dataset of each place of a block, and how many of that dataset came before it there."""
-        # The j-th of a dataset's c rows is due at (j + 1/2) / c of the block: sorted by that, every prefix holds
-        # each dataset's share to within one row.
-        due = np.concatenate([(np.arange(c) + 0.5) / c for c in self._counts])
-        owner = np.repeat(np.arange(len(self._counts)), self._counts)
-        before = np.concatenate([np.arange(c) for c in self._counts])
-        order = np.lexsort((owner, due))
-        return owner[order], before[order]
+        """The dataset of each place of a block, and how many of that dataset came before it there."""
+        owner = interleaved(self._counts)
+        before = np.empty(self._block, np.int64)
+        for k, count in enumerate(self._counts):
+            before[owner == k] = np.arange(count)
+        return owner, before
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -71,7 +68,7 @@ class Mixture:
         size = batch_size // parts
         places = step * batch_size + part * size + np.arange(size)
         owners, before = self._sequence
-        block, within = np.divmod(places, BLOCK)
+        block, within = np.divmod(places, self._block)
         owner = owners[within]
         ordinal = block * self._counts[owner] + before[within]
         indices, epochs = np.empty(size, np.int64), np.empty(size, np.int64)
@@ -89,3 +86,48 @@ class Mixture:
                     batch[key] = np.zeros((len(owner), *value.shape[1:]), value.dtype)
                 batch[key][here] = value
         return batch
+
+
+def block_counts(weights: Sequence[float]) -> np.ndarray:
+    """How many rows of each dataset a block holds, int64: the exact proportions where BLOCK or fewer rows have them.
+
+    Others are rounded to BLOCK rows, by largest remainder, with at least one row of each.
+    """
+    exact = [fractions.Fraction(str(weight)) for weight in weights]
+    scale = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * scale) for weight in exact]
+    divisor = math.gcd(*whole)
+    if sum(whole) // divisor <= BLOCK:
+        return np.array([count // divisor for count in whole], np.int64)
+    share = np.array([float(weight / sum(exact)) for weight in exact]) * (BLOCK - len(exact))
+    counts = np.floor(share).astype(np.int64)
+    counts[np.argsort(counts - share, kind="stable")[: BLOCK - len(exact) - counts.sum()]] += 1
+    return counts + 1
+
+
+def interleaved(counts: np.ndarray) -> np.ndarray:
+    """The dataset of each place, int64 (sum of counts,): every prefix has each dataset's share of it, to less than 1.
+
+    Tijdeman's solution of the chairman assignment problem (1980), with the bound 1 - 1 / (2k - 2) for k datasets. The
+    next row of a dataset may come once it lacks 1 / (2k - 2), and must before it lacks the bound; of those that may,
+    the one that must soonest is taken.
+    """
+    total, fine = int(counts.sum()), max(2 * len(counts) - 2, 1)
+    left = [int(count) for count in counts]
+    taken = [0] * len(left)
+
+    def window(k: int) -> tuple[int, int]:
+        """(the first, the last) length of a prefix that the next row of k may end."""
+        first = -(-((taken[k] * fine + 1) * total) // (fine * left[k]))
+        return first, ((taken[k] + 1) * fine - 1) * total // (fine * left[k])
+
+    windows = [window(k) for k in range(len(left))]
+    owner = np.zeros(total, np.int64)
+    if len(left) == 1:
+        return owner
+    for place in range(1, total + 1):
+        _, k = min((last, k) for k, (first, last) in enumerate(windows) if first <= place)
+        owner[place - 1] = k
+        taken[k] += 1
+        windows[k] = window(k)
+    return owner

@@ -61,14 +61,18 @@ def plan(packing: str, lengths: np.ndarray, row_length: int) -> Plan:
 
 def concatenate(lengths: np.ndarray, row_length: int) -> Plan:
     """Joins the documents and cuts the stream into rows; only the last row is not full."""
-    starts = np.cumsum(np.concatenate([[0], lengths + 1]))
-    total = int(starts[-1])
-    rows = -(-total // row_length)
-    begins = np.union1d(starts[:-1], np.arange(rows, dtype=np.int64) * row_length)
-    length = np.diff(np.append(begins, total))
-    document = np.searchsorted(starts, begins, side="right") - 1
-    splits = np.searchsorted(begins, np.arange(rows + 1, dtype=np.int64) * row_length)
-    return Plan(row_length, splits, document, begins - starts[document], length)
+    size = lengths + 1
+    ends = np.cumsum(size)
+    begins = ends - size
+    first_row = begins // row_length
+    pieces = (ends - 1) // row_length - first_row + 1  # rows that a document touches
+    document = np.repeat(np.arange(len(size)), pieces)
+    row = np.repeat(first_row, pieces) + _within(pieces)
+    begin = np.maximum(row * row_length, begins[document])
+    length = np.minimum((row + 1) * row_length, ends[document]) - begin
+    rows = -(-int(size.sum()) // row_length)
+    splits = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))]).astype(np.int64)
+    return Plan(row_length, splits, document, begin - begins[document], length)
 
 
 def best_fit(lengths: np.ndarray, row_length: int) -> Plan:
@@ -97,12 +101,11 @@ def best_fit(lengths: np.ndarray, row_length: int) -> Plan:
                 bisect.insort(sorted_rooms, room)
             rooms[room].append(which)
 
-    at = 0
-    while at < len(order):
-        length = int(rest[order[at]])
-        end = at + int(np.searchsorted(-rest[order[at:]], -length, side="right"))
-        waiting = order[at:end]
-        at = end
+    # The documents of one size, largest size first.
+    counts = np.bincount(rest, minlength=row_length)
+    counts[0] = 0
+    sizes = np.flatnonzero(counts)[::-1]
+    for length, waiting in zip(sizes.tolist(), np.split(order, np.cumsum(counts[sizes])[:-1])):
         while len(waiting):
             place = bisect.bisect_left(sorted_rooms, length)
             if place < len(sorted_rooms):
@@ -137,38 +140,41 @@ def rows(packed: Plan, shards: Shards, indices: np.ndarray, end_of_text: int) ->
     Returns:
         tokens, targets: (rows, row_length) int32; the end of text at padding.
         segments: (rows, row_length) int32, 1, 2, ... for the pieces of a row, 0 for padding.
+        positions: (rows, row_length) int32, 0, 1, ... within each piece, and within the padding.
     """
-    counts = packed.splits[indices + 1] - packed.splits[indices]
-    pieces = np.repeat(packed.splits[indices] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
-    start, length, document = packed.start[pieces], packed.length[pieces], packed.document[pieces]
-    ends = np.cumsum(length)
-    before, each = ends - length, np.arange(ends[-1] if len(ends) else 0)
-    # Where a piece lies in the rows: at its row's first place, after the pieces of that row before it.
-    row = np.repeat(np.arange(len(indices)), counts)
-    first_of_row = before[np.repeat(np.cumsum(counts) - counts, counts)]
-    flat = each + np.repeat(row * packed.row_length - first_of_row, length)
-    # Place p of a document has input token p - 1 and target token p.
-    offset = shards.offsets[document]
-    size = shards.offsets[document + 1] - offset
-    at = each + np.repeat(offset + start - before, length)
-    last = max(shards.tokens - 1, 0)
-    inputs = _taken(shards, np.clip(at - 1, 0, last))
-    outputs = _taken(shards, np.minimum(at, last))
-    inputs[before[start == 0]] = end_of_text
-    outputs[ends[start + length > size] - 1] = end_of_text
-
     shape = (len(indices), packed.row_length)
-    tokens = np.full(shape, end_of_text, np.int32)
-    targets = np.full(shape, end_of_text, np.int32)
-    segments = np.zeros(shape, np.int32)
-    tokens.reshape(-1)[flat] = inputs
-    targets.reshape(-1)[flat] = outputs
-    segments.reshape(-1)[flat] = np.repeat(pieces - np.repeat(packed.splits[indices], counts) + 1, length)
-    return {"tokens": tokens, "targets": targets, "segments": segments}
+    counts = packed.splits[indices + 1] - packed.splits[indices]
+    pieces = np.repeat(packed.splits[indices], counts) + _within(counts)
+    start, length, document = packed.start[pieces], packed.length[pieces], packed.document[pieces]
+    begin, size = shards.offsets[document], shards.offsets[document + 1] - shards.offsets[document]
+    closes, number = start + length > size, _within(counts) + 1
+    begin = begin + start
+    # Padding is a piece like any other, of segment 0: all rows are full then, and their places one run.
+    used = np.bincount(np.repeat(np.arange(len(indices)), counts), length, minlength=len(indices)).astype(np.int64)
+    short = np.flatnonzero(used < packed.row_length)
+    if len(short):
+        after = np.cumsum(counts)[short]
+        begin, start, number = (np.insert(x, after, 0) for x in (begin, start, number))
+        length, closes = np.insert(length, after, packed.row_length - used[short]), np.insert(closes, after, False)
+    first = np.cumsum(length) - length
+    # Place p of a document has token p for its target and token p - 1 for its input: the target before it, but for the
+    # first place of a piece. A last target beyond the document is the end of text.
+    targets = shards.runs(begin, length)
+    tokens = np.empty_like(targets)
+    tokens[1:] = targets[:-1]
+    opens = start == 0
+    tokens[first[opens]] = end_of_text
+    tokens[first[~opens]] = shards.take(begin[~opens] - 1)
+    targets[first[closes] + length[closes] - 1] = end_of_text
+    segments = np.repeat(number.astype(np.int32), length)
+    if len(short):
+        tokens[segments == 0] = targets[segments == 0] = end_of_text
+    positions = np.arange(len(targets), dtype=np.int32) - np.repeat(first.astype(np.int32), length)
+    made = {"tokens": tokens, "targets": targets, "segments": segments, "positions": positions}
+    return {name: value.reshape(shape) for name, value in made.items()}
 
 
-def _taken(shards: Shards, places: np.ndarray) -> np.ndarray:
-    if shards.tokens == 0:
-        return np.zeros(len(places), np.int32)
-    return shards.take(places).astype(np.int32)
-
+def _within(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1, ..."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)

@@ -13,14 +13,16 @@ Batch = dict[str, np.ndarray]
 Rngs = Sequence[np.random.Generator]
 
 
-def causal(tokens_BT: np.ndarray, targets_BT: np.ndarray, segments_BT: np.ndarray) -> Batch:
-    """Next-token prediction within each document of the packed rows."""
+def causal(
+    tokens_BT: np.ndarray, targets_BT: np.ndarray, segments_BT: np.ndarray, positions_BT: np.ndarray | None = None
+) -> Batch:
+    """Next-token prediction within each document of the packed rows; positions are counted where none are given."""
     return {
-        "tokens": tokens_BT.astype(np.int32),
-        "targets": targets_BT.astype(np.int32),
+        "tokens": tokens_BT.astype(np.int32, copy=False),
+        "targets": targets_BT.astype(np.int32, copy=False),
         "weights": (segments_BT != 0).astype(np.float32),
-        "segments": segments_BT.astype(np.int32),
-        "positions": restarted(segments_BT),
+        "segments": segments_BT.astype(np.int32, copy=False),
+        "positions": restarted(segments_BT) if positions_BT is None else positions_BT,
     }
 
 

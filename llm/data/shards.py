@@ -138,6 +138,8 @@ class Shards:
         Raises:
             InputError: a file that is no shard, is cut off, or was made by another tokenizer or with other fields.
         """
+        if not paths:
+            raise InputError("there is no token shard: no document is left for it")
         shards = [_open(path) for path in paths]
         for path, shard in zip(paths, shards):
             for key in ("dtype", "fields", "labels", "vocab_size", "tokenizer"):
@@ -174,14 +176,44 @@ class Shards:
         return self._shards[shard].tokens[start - base : end - base].astype(np.int32)
 
     def take(self, places: np.ndarray) -> np.ndarray:
-        """The ids at these places among all tokens, in the shape of `places`."""
+        """The ids at these places among all tokens, int32."""
         if len(self._shards) == 1:
-            return self._shards[0].tokens[places]
-        found = np.empty(places.shape, self._shards[0].tokens.dtype)
+            return self._shards[0].tokens[places].astype(np.int32)
+        found = np.empty(places.shape, np.int32)
         where = np.searchsorted(self._starts, places, side="right") - 1
         for shard in np.unique(where):
             here = where == shard
             found[here] = self._shards[shard].tokens[places[here] - self._starts[shard]]
+        return found
+
+    def runs(self, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The ids of runs, each `lengths` long from its place among all tokens on, one behind the other, int32.
+
+        What a run takes beyond the end of its shard is any id.
+        """
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        if not self.tokens:
+            return np.zeros(total, np.int32)
+        if len(self._shards) == 1:
+            at = np.arange(total) + np.repeat(begins - (ends - lengths), lengths)
+            return np.take(self._shards[0].tokens, at, mode="clip").astype(np.int32)
+        found = np.zeros(total, np.int32)
+        where = np.searchsorted(self._starts[1:-1], begins, side="right")
+        local = begins - self._starts[where]
+        used = np.unique(where)
+        if len(begins) < 32 * len(used):  # few long runs of each shard: slices are cheaper than indices
+            for shard, at, to, size in zip(where.tolist(), local.tolist(), (ends - lengths).tolist(), lengths.tolist()):
+                run = self._shards[shard].tokens[at : at + size]
+                found[to : to + len(run)] = run
+            return found
+        for shard in used:
+            here = where == shard
+            size = lengths[here]
+            inside = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+            at = np.repeat(local[here], size) + inside
+            to = np.repeat((ends - lengths)[here], size) + inside
+            found[to] = np.take(self._shards[shard].tokens, at, mode="clip")
         return found
 
 
@@ -215,9 +247,14 @@ def _open(path: pathlib.Path) -> _Shard:
     tokens_at = begins + 8 * offsets + 4 * labels
     return _Shard(
         header,
-        np.memmap(path, np.int64, "r", begins, (offsets,)),
-        np.memmap(path, np.int32, "r", begins + 8 * offsets, (header["documents"], len(header["labels"])))
-        if labels
-        else np.zeros((header["documents"], 0), np.int32),
-        np.memmap(path, dtype, "r", tokens_at, (header["tokens"],)) if header["tokens"] else np.zeros(0, dtype),
+        _mapped(path, np.int64, begins, (offsets,)),
+        _mapped(path, np.int32, begins + 8 * offsets, (header["documents"], len(header["labels"]))),
+        _mapped(path, dtype, tokens_at, (header["tokens"],)),
     )
+
+
+def _mapped(path: pathlib.Path, dtype, begins: int, shape: tuple[int, ...]) -> np.ndarray:
+    if 0 in shape:  # nothing cannot be mapped
+        return np.zeros(shape, dtype)
+    # A plain view: slicing a memmap itself costs several times as much.
+    return np.memmap(path, dtype, "r", begins, shape).view(np.ndarray)

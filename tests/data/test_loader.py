@@ -7,7 +7,7 @@ import pytest
 
 from llm.data import pack
 from llm.data.loader import Dataset, batch_at, bucket_plan, prefetch, sequential
-from llm.data.mixture import BLOCK, Mixture
+from llm.data.mixture import BLOCK, Mixture, block_counts, interleaved
 from llm.data.objectives import Specials
 from llm.data.spec import ObjectiveSpec
 from llm.errors import InputError
@@ -107,7 +107,9 @@ def test_bucket_plans_show_every_example_once_an_epoch_in_few_shapes(tmp_path):
     assert one.order.tolist() != two.order.tolist()
     for parts in (2, 4):
         for step in range(4):
-            assert same(joined([batch_at(data, 3, step, 4, p, parts) for p in range(parts)]), batch_at(data, 3, step, 4))
+            assert same(
+                joined([batch_at(data, 3, step, 4, p, parts) for p in range(parts)]), batch_at(data, 3, step, 4)
+            )
 
 
 def test_short_examples_are_padded_no_further_than_their_bucket(tmp_path):
@@ -176,6 +178,37 @@ def test_pairs_of_sentences_do_not_depend_on_hosts(tmp_path):
             assert len(owners) <= (1 if label else 2)
         consecutive += whole["labels"].tolist()
     assert 0.3 < np.mean(consecutive) < 0.7
+
+
+@pytest.mark.parametrize(
+    "weights", [(0.5, 0.3, 0.2), (0.5, *[0.01] * 50), (0.7, *[0.03] * 10), (3, 1), (1_000_003, 17, 9), (1,), (1, 1, 1)]
+)
+def test_every_prefix_of_a_mixture_has_its_shares(weights):
+    counts = block_counts(weights)
+    assert counts.min() >= 1 and counts.sum() <= BLOCK
+    share, owner = counts / counts.sum(), interleaved(counts)
+    assert np.bincount(owner, minlength=len(counts)).tolist() == counts.tolist()
+    had = np.cumsum(owner[:, None] == np.arange(len(counts)), axis=0)
+    wanted = np.arange(1, len(owner) + 1)[:, None] * share
+    assert np.abs(had - wanted).max() <= 1 - 1 / max(2 * len(counts) - 2, 1) + 1e-9 or len(counts) == 1
+    exact = np.array(weights) / sum(weights)
+    # small whole proportions are exact, others rounded to a block; a share too small for that is one row of a block
+    assert np.abs(share - exact).max() < (
+        1e-12 if sum(weights) <= 3.5 or weights == (3, 1) else (len(weights) + 1) / BLOCK
+    )
+
+
+def test_examples_for_next_tokens_are_not_empty(tmp_path):
+    found = shards(tmp_path, [[7, 8, 9], [10]], vocab_size=200)
+    data = Dataset.open(found, None, ObjectiveSpec(), SPECIALS, row_length=4)
+    (batch,) = sequential(data, 2)
+    assert batch["targets"].tolist() == [[7, 8, 9, 0], [10, 0, 0, 0]] and batch["weights"].sum() == 6
+
+
+def test_pairs_of_sentences_need_two_examples(tmp_path):
+    found = shards(tmp_path, [[7, 8, 9]], vocab_size=200)
+    with pytest.raises(InputError, match="only one"):
+        Dataset.open(found, None, ObjectiveSpec("masked", next_sentence=True), SPECIALS, row_length=8)
 
 
 def test_what_the_tokenizer_lacks_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Shards, packing plans, permutations: nothing lost, nothing doubled, nothing across a border."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -45,7 +46,9 @@ def test_shards_give_back_what_was_written(tmp_path, parts):
 
 
 def test_shards_of_several_fields_with_labels(tmp_path):
-    found = shards(tmp_path, [([1, 2], [3]), ([], [4, 5]), ([6], [])], fields=("text", "target"), labels=("label",), parts=2)
+    found = shards(
+        tmp_path, [([1, 2], [3]), ([], [4, 5]), ([6], [])], fields=("text", "target"), labels=("label",), parts=2
+    )
     assert found.lengths().tolist() == [[2, 1], [0, 2], [1, 0]]
     assert found.sequence(1, 1).tolist() == [4, 5] and found.sequence(2, 0).tolist() == [6]
     assert found.labels(np.array([2, 0, 1])).tolist() == [[1], [0], [0]]
@@ -152,6 +155,46 @@ def test_best_fit_is_best_fit_decreasing(lengths, row_length):
         assert (packed.document == number).sum() == -(-(n + 1) // row_length)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(2, 12))
+def test_concatenation_is_the_stream_cut_into_rows(lengths, row_length):
+    made = concatenate(np.array(lengths), row_length)
+    stream = [(number, place) for number, n in enumerate(lengths) for place in range(n + 1)]
+    for row in range(len(made)):
+        pieces = range(made.splits[row], made.splits[row + 1])
+        places = [(made.document[p], made.start[p] + k) for p in pieces for k in range(made.length[p])]
+        assert places == stream[row * row_length : (row + 1) * row_length]
+        assert len({made.document[p] for p in pieces}) == len(pieces)
+    assert len(made) == -(-len(stream) // row_length)
+
+
+def test_plans_of_many_documents_take_seconds():
+    lengths = np.random.default_rng(0).geometric(1 / 600, 200_000)
+    start = time.perf_counter()
+    assert concatenate(lengths, 8192).tokens == best_fit(lengths, 8192).tokens == lengths.sum() + 200_000
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_runs_of_tokens(tmp_path, parts):
+    documents = [list(range(n % 60 + 1)) for n in range(120)]
+    found = shards(tmp_path, documents, parts=parts)
+    every = found.take(np.arange(found.tokens))
+    rng = np.random.default_rng(0)
+    for count in (0, 1, 5, 300):  # few runs are sliced, many are indexed
+        which = rng.integers(0, 120, count)
+        lengths = found.lengths()[which, 0]
+        wanted = [every[found.offsets[d] : found.offsets[d] + n] for d, n in zip(which, lengths)]
+        assert np.array_equal(found.runs(found.offsets[which], lengths), np.concatenate([[], *wanted]))
+        # one beyond the end of the last shard is there, and any id
+        assert len(found.runs(found.offsets[which], lengths + 1)) == lengths.sum() + count
+
+
+def test_no_shard_is_refused():
+    with pytest.raises(InputError, match="no token shard"):
+        Shards.open([])
+
+
 def test_best_fit_cuts_fewer_documents_at_little_cost():
     lengths = np.random.default_rng(0).integers(1, 400, 5000)
     whole, cut = best_fit(lengths, 256), concatenate(lengths, 256)
@@ -176,7 +219,7 @@ def test_permutations_are_bijections_that_differ():
     assert permute(np.arange(3, 7), 100, 1, 1).tolist() == permute(np.arange(100), 100, 1, 1)[3:7].tolist()
 
 
-@pytest.mark.parametrize("n", [5, 12, 16])
+@pytest.mark.parametrize("n", [3, 4, 5, 12, 16])
 def test_permutations_are_uniform(n):
     draws = np.array([permute(np.arange(n), n, seed, 0) for seed in range(4000)])
     for place in (0, n // 2, n - 1):
