@@ -1,4 +1,4 @@
-"""The cache: what was fetched from elsewhere, each thing whole or not there."""
+"""The cache of fetched files, $LLM_CACHE or ~/.cache/llm: nothing gets a name in it before it is whole."""
 
 import contextlib
 import hashlib
@@ -13,93 +13,82 @@ from collections.abc import Iterator
 
 from llm.errors import InputError
 
-TIMEOUT = 60  # seconds without a byte
-CHUNK = 1 << 20
+_BLOCK = 1 << 20
 
 
 def folder() -> pathlib.Path:
-    """The cache folder: $LLM_CACHE, or ~/.cache/llm."""
-    return pathlib.Path(os.environ.get("LLM_CACHE") or pathlib.Path.home() / ".cache" / "llm")
+    """The folder that fetched files are kept in."""
+    named = os.environ.get("LLM_CACHE")
+    return pathlib.Path(named) if named else pathlib.Path.home() / ".cache" / "llm"
 
 
 @contextlib.contextmanager
-def appearing(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder to fill, which becomes `target` when all went well and is removed when not.
-
-    Two processes may fill one target at once: the first that is done wins.
+def scratch(parent: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder below `parent`, gone at the end unless `put` has named it.
 
     Raises:
         InputError: the cache cannot be written.
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial:
-            made = pathlib.Path(partial) / target.name
-            made.mkdir()
-            yield made
-            try:
-                made.rename(target)
-            except OSError:
-                if not target.is_dir():
-                    raise
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".part-", dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"{target.parent}: the cache cannot be written ({reason}); set LLM_CACHE to a folder"
-        ) from None
+        raise InputError(f"{parent}: the cache cannot be written ({error.strerror}); set LLM_CACHE") from None
+    with temporary as made:
+        inner = pathlib.Path(made) / "files"
+        inner.mkdir()
+        yield inner
 
 
-def url_folder(url: str) -> pathlib.Path:
-    """Where the file of an address is kept, beside its sha256."""
-    return folder() / "urls" / hashlib.sha256(url.encode()).hexdigest()[:16]
+def put(made: pathlib.Path, name: pathlib.Path) -> None:
+    """Gives a finished folder its name; another process may have been faster, and its folder is then the one."""
+    try:
+        os.rename(made, name)
+    except OSError:
+        if not name.is_dir():
+            raise
 
 
-def url_name(url: str) -> str:
-    """The name of an address's file."""
-    return os.path.basename(urllib.parse.unquote(urllib.parse.urlsplit(url).path)) or "index.html"
+def name_of(url: str) -> str:
+    """The name of the file that an address ends in."""
+    return pathlib.PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
 
 
 def download(url: str) -> pathlib.Path:
-    """The folder that holds an address's file; fetched when it is not there, with a progress bar.
+    """The file at an http(s) address, downloaded once: later calls take it from the cache.
 
     Raises:
-        InputError: no answer, an answer that is no file, or one that broke off.
+        InputError: the server cannot be reached or refuses, the file came in part, or with no word of its length.
     """
-    target = url_folder(url)
-    if target.is_dir():
-        return target
-    with appearing(target) as made:
-        digest = _stream(url, made / url_name(url))
-        (made / ".sha256").write_text(digest)
-    return target
+    kept = folder() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    if not kept.is_dir():
+        with scratch(kept.parent) as made:
+            _stream(url, made / name_of(url))
+            put(made, kept)
+    return kept / name_of(url)
 
 
-def digest(url: str) -> str:
-    """The sha256 of an address's file as it was fetched."""
-    return (download(url) / ".sha256").read_text()
+def _stream(url: str, target: pathlib.Path) -> None:
+    from tqdm import tqdm
 
-
-def _stream(url: str, path: pathlib.Path) -> str:
-    import tqdm
-
-    summed, got = hashlib.sha256(), 0
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            length = answer.headers.get("Content-Length")
-            expected = int(length) if length else None
-            with path.open("wb") as file, tqdm.tqdm(
-                total=expected, desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, leave=False
-            ) as bar:  # fmt: skip
-                while chunk := answer.read(CHUNK):
-                    file.write(chunk)
-                    summed.update(chunk)
-                    got += len(chunk)
-                    bar.update(len(chunk))
-    except urllib.error.HTTPError as error:
-        raise InputError(f"{url}: the server answers {error.code} {error.reason}") from None
-    except (http.client.HTTPException, ConnectionError, TimeoutError, urllib.error.URLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error or type(error).__name__
-        raise InputError(f"{url}: the file cannot be fetched: {reason}") from None
-    if expected is not None and got != expected:
-        raise InputError(f"{url}: the answer broke off after {got:,} of {expected:,} bytes; give the command again")
-    return summed.hexdigest()
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "llm-research"})
+    came = 0
+    with target.open("wb") as file:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                told = answer.headers.get("Content-Length")
+                if told is None and not answer.chunked:
+                    raise ValueError("the server does not say how long the file is: a part could pass for the whole")
+                total = None if told is None else int(told)
+                with tqdm(total=total, desc=target.name, unit="B", unit_scale=True, delay=1, leave=False) as bar:
+                    for block in iter(lambda: answer.read(_BLOCK), b""):
+                        file.write(block)
+                        came += len(block)
+                        bar.update(len(block))
+        except urllib.error.HTTPError as error:
+            raise InputError(f"{url}: the server answers {error.code} {error.reason}; check the address") from None
+        except (http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise InputError(f"{url}: could not be downloaded ({reason or type(error).__name__}); try again") from None
+    if total is not None and came != total:
+        raise InputError(f"{url}: {came:,} of {total:,} bytes came; try again")

@@ -51,21 +51,39 @@ def stages(spec: CleanSpec, fields: tuple[str, ...] = ("text",)) -> list[tuple[s
     if spec.words:
         found.append(("words", _Words(spec.words)))
     if spec.personal_data:
+        found = [(name, functools.partial(_hiding, stage=stage)) for name, stage in found]
         found.append(("personal data", functools.partial(_personal_data, kinds=spec.personal_data, fields=fields)))
     return found
 
 
-def _each_field(document: Document, fields: Iterable[str], change: Callable[[str, str], str]) -> Document:
-    """The document with `change(name, text)` in place of each field's text."""
+def _hiding(document: Document, note: Note, stage: Stage) -> Document | Dropped:
+    """A stage whose examples show no personal data, which the stage after it has yet to replace."""
+
+    def hidden(reason: str, example: str = "", count: int = 1) -> None:
+        note(reason, personal_data.hidden(example), count)
+
+    result = stage(document, hidden)
+    return Dropped(result.reason, personal_data.hidden(result.detail)) if isinstance(result, Dropped) else result
+
+
+def _each_field(document: Document, note: Note, fields: Iterable[str], change: Callable[[str, Note], str]) -> Document:
+    """The document with `change(text, note)` in place of each field's text; fields are noted together."""
+    noted: dict[str, list] = {}
+
+    def gather(reason: str, example: str = "", count: int = 1) -> None:
+        noted.setdefault(reason, [example, 0])[1] += count
+
     text, meta = document.text, document.meta
     for name in fields:
         if name == "text":
-            text = change(name, text)
+            text = change(text, gather)
             continue
         value = meta.get(name)
         if not isinstance(value, str):
             raise InputError(f"{meta.get('source', document.id)}: the field {name!r} is {value!r}, not a text")
-        meta = {**meta, name: change(name, value)}
+        meta = {**meta, name: change(value, gather)}
+    for reason, (example, count) in noted.items():
+        note(reason, example, count)
     return Document(document.id, text, meta)
 
 
@@ -80,7 +98,7 @@ def _clean(document: Document, note: Note, spec: CleanSpec, fields: tuple[str, .
         text = markup.main_text(document.text)
         note("markup removed", f"{len(document.text)} characters -> {len(text)}")
         document = Document(document.id, text, {**document.meta, "format": "text"})
-    cleaned = _each_field(document, fields, lambda name, text: clean_text(text, spec, note))
+    cleaned = _each_field(document, note, fields, lambda text, gather: clean_text(text, spec, gather))
     for name in fields:
         if not (cleaned.text if name == "text" else cleaned.meta[name]):
             return Dropped("empty", "" if name == "text" else f"the field {name!r}")
@@ -93,16 +111,12 @@ def clean_text(text: str, spec: CleanSpec = CleanSpec(), note: Note = lambda *_:
     """A text in clean form, as `stages` says, without a line feed at its end; `note` hears what was wrong with it."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _C0.sub("", text) if text.isascii() else _characters(text, spec, note)
-    if " \n" in text or not text.isascii() or "\t\n" in text:
-        text = _LINE_ENDS.sub("\n", text)
-    return _BLANK_LINES.sub("\n\n", text).strip()
-
-
-def _characters(text: str, spec: CleanSpec, note: Note) -> str:
+    if text.isascii():
+        return _space(_C0.sub("", text))
     if _SURROGATES.search(text):
         text = _without_surrogates(text, note)
     repaired: list[tuple[str, str]] = []
+    text = _space(text)
     # Taking a character out, or composing two, can make mojibake of its neighbours: until nothing changes.
     while True:
         before = text
@@ -111,12 +125,18 @@ def _characters(text: str, spec: CleanSpec, note: Note) -> str:
             text = _repair(text, repaired)
         if spec.normalization != "none":
             text = unicodedata.normalize(spec.normalization, text)  # pyright: ignore[reportArgumentType]
-        text = _C1.sub("", text)
+        text = _space(_C1.sub("", text))
         if text == before:
             break
     if repaired:
         note("mojibake repaired", _difference(*repaired[0]), len(repaired))
     return text
+
+
+def _space(text: str) -> str:
+    if not text.isascii() or " \n" in text or "\t\n" in text:
+        text = _LINE_ENDS.sub("\n", text)
+    return _BLANK_LINES.sub("\n\n", text).strip()
 
 
 def _without_surrogates(text: str, note: Note) -> str:
@@ -151,7 +171,6 @@ def _repair(text: str, repaired: list[tuple[str, str]]) -> str:
     for number, line in enumerate(lines):
         if line.isascii() or not is_bad(line):
             continue
-        # The right text may hold characters that the wrong one cannot: controls that line breaks would hide.
         lines[number] = fixed = fix(line)
         if fixed != line:
             repaired.append((line, fixed))
@@ -212,4 +231,4 @@ class _Words:
 
 
 def _personal_data(document: Document, note: Note, kinds: tuple[str, ...], fields: tuple[str, ...]) -> Document:
-    return _each_field(document, fields, lambda name, text: personal_data.replace(text, kinds, note))
+    return _each_field(document, note, fields, lambda text, gather: personal_data.replace(text, kinds, gather))

@@ -6,7 +6,7 @@ from llm.data.documents import Document, Dropped, Note, Stage
 from llm.errors import InputError
 
 # A text is judged by stretches spread over it evenly, so that a long document costs no more than a page.
-STRETCHES, STRETCH = 5, 1000
+STRETCHES, STRETCH = 4, 500
 
 # A text with fewer letters is too short to tell. A letter of Han, Kana or Hangul says as much as three of an alphabet.
 LETTERS = 20
@@ -22,7 +22,7 @@ def _identifier():
 
 def identify(text: str) -> tuple[str, float]:
     """The most probable language of a text, an ISO 639-1 code, and its probability; ("und", 0.0) when too short."""
-    sample = _sample(text)
+    sample = _sample(text.strip())
     letters = sum(1 if c < "\u1100" else 3 for c in sample if c.isalpha())
     return _classify(sample) if letters >= LETTERS else (UNKNOWN, 0.0)
 

@@ -122,8 +122,9 @@ class _Parser(html.parser.HTMLParser):
         text = "".join(self._parts)
         self._parts.clear()
         linked, self._linked = self._linked, 0
-        lines = text.split("\n") if self._count["pre"] else [" ".join(line.split(" ")) for line in text.split("\n")]
-        text = "\n".join(line.rstrip() if self._count["pre"] else line.strip() for line in lines).strip("\n")
+        if not self._count["pre"]:
+            text = "\n".join(line.strip() for line in re.sub(" +", " ", text).split("\n"))
+        text = text.strip("\n")
         if text.strip():
             self.blocks.append(_Block(text, linked, self._place(), separator))
         elif self.blocks and separator == "\n\n":

@@ -118,7 +118,9 @@ class Corrupted(NamedTuple):
     counts: np.ndarray
 
 
-def corrupt_spans(tokens: np.ndarray, documents: np.ndarray, hidden: np.ndarray, sentinels: np.ndarray) -> Corrupted:
+def corrupt_spans(
+    tokens: np.ndarray, documents: np.ndarray, hidden: np.ndarray, sentinels: np.ndarray, told: np.ndarray
+) -> Corrupted:
     """Replaces each hidden span by the next sentinel; the target is each sentinel followed by its span.
 
     A span belongs to the document in which it begins. What it hides of a following document stands in the target, so
@@ -129,6 +131,7 @@ def corrupt_spans(tokens: np.ndarray, documents: np.ndarray, hidden: np.ndarray,
         documents: (n,) the document of each.
         hidden: (n,) bool.
         sentinels: at least as many ids as there are spans.
+        told: (n,) bool, what counts where it is hidden.
     """
     begins = hidden.copy()
     begins[1:] &= ~hidden[:-1]
@@ -146,5 +149,5 @@ def corrupt_spans(tokens: np.ndarray, documents: np.ndarray, hidden: np.ndarray,
     owner = documents[firsts]
     target[at_token], target_documents[at_token] = tokens[inside], owner[span[inside]]
     target[at_sentinel], target_documents[at_sentinel] = sentinels[: len(firsts)], owner
-    counts[at_token] = documents[inside] == owner[span[inside]]
+    counts[at_token] = (documents[inside] == owner[span[inside]]) & told[inside]
     return Corrupted(source, documents[kept], target, target_documents, counts)

@@ -215,7 +215,7 @@ def catalogues(corpus: str) -> Callable[[pathlib.Path], Iterator[Part]]:
 
 
 def catalogue(data: bytes) -> Iterator[tuple[str, str]]:
-    """The entries of a .mo file (its format is in gettext's manual): context, \\x04 and original; translation."""
+    """The entries of a .mo file (its format is in gettext's manual): context, EOT and original; translation."""
     order = "<" if data[:4] == b"\xde\x12\x04\x95" else ">"
     count, originals, translations = struct.unpack_from(f"{order}3I", data, 8)
     for entry in range(count):

@@ -103,7 +103,9 @@ def span_corruption(tokens_BT, segments_BT, spec: ObjectiveSpec, specials: Speci
         if not len(ids):
             continue
         hidden = masking.span_mask(len(ids), spec.mask_rate, spec.mean_span, rng)
-        parts = masking.corrupt_spans(ids, documents, hidden, sentinels)
+        # The end of text that opens a document is hidden like any token, but telling it would mean to stop.
+        opens = (np.diff(documents, prepend=0) != 0) & (ids == end)
+        parts = masking.corrupt_spans(ids, documents, hidden, sentinels, ~opens)
         n, m = len(parts.source), len(parts.target)
         source[row, : n + 1] = np.append(parts.source, end)
         source_segments[row, : n + 1] = np.append(parts.source_documents, documents[-1])

@@ -5,8 +5,8 @@ Kinds are looked for in this order, each in what the ones before left:
     email        <EMAIL>
     ip           <IP>           IPv6 and IPv4, valid by `ipaddress`; four numbers behind "version", "section" or the
                                 like are none
-    national_id  <NATIONAL_ID>  US social security numbers (with hyphens, of areas that were given out), Chinese resident
-                                ids (ISO 7064 MOD 11-2, with a date), German tax ids (ISO 7064 MOD 11,10)
+    national_id  <NATIONAL_ID>  US social security numbers (with hyphens, of areas that were given out), Chinese
+                                resident ids (ISO 7064 MOD 11-2, with a date), German tax ids (MOD 11,10)
     card         <CARD>         13 to 19 digits, whole or grouped as on cards, with an issuer's prefix and length, Luhn
     phone        <PHONE>        +country code (ITU E.164); US; Chinese mobile; 0 and area code with a separator, as in
                                 Germany and China
@@ -40,7 +40,7 @@ def replace(text: str, kinds: tuple[str, ...], note: Note) -> str:
     # A placeholder in place of one datum can uncover another beside it: until nothing changes.
     while True:
         before = text
-        for kind, placeholder in PLACEHOLDERS.items():
+        for kind in PLACEHOLDERS:
             if kind in kinds and _HINTS[kind].search(text):
                 text = _PATTERNS[kind].sub(functools.partial(replaced, kind), text)
         if text == before:
@@ -141,7 +141,8 @@ def _is_german(number: str) -> bool:
 # --- cards ------------------------------------------------------------------------------------------------------------
 
 _CARD = re.compile(
-    r"(?<![A-Za-z0-9.+-])(?:[0-9]{13,19}|[0-9]{4}(?P<gap>[ -])[0-9]{4}(?P=gap)[0-9]{4}(?P=gap)[0-9]{1,4}(?:(?P=gap)[0-9]{1,3})?"
+    r"(?<![A-Za-z0-9.+-])(?:[0-9]{13,19}"
+    r"|[0-9]{4}(?P<gap>[ -])[0-9]{4}(?P=gap)[0-9]{4}(?P=gap)[0-9]{1,4}(?:(?P=gap)[0-9]{1,3})?"
     r"|[0-9]{4}(?P<amex>[ -])[0-9]{6}(?P=amex)[0-9]{4,5})(?![A-Za-z0-9-]|\.[0-9]|[ ][0-9]{4})"
 )
 # Prefix and lengths: Visa, Mastercard, American Express, Discover, JCB, Diners Club, UnionPay, Maestro.
@@ -164,10 +165,11 @@ def _is_card(match: re.Match) -> bool:
 # Country calling codes that were given out, of one to three digits (ITU E.164, list of 2016).
 _COUNTRY = (
     r"(?:1|7|2[07]|2[1-689][0-9]|3[0-469]|3[578][0-9]|4[013-9]|42[0-9]|5[1-8]|5[09][0-9]|6[0-6]|6[7-9][0-9]|8[1246]"
-    r"|8[0578][0-9]|9[0-58]|9[679][0-9])"
+    r"|8[0578][0-9]|9[0-58]|9[67][0-9]|99[2-68])"
 )
 _PHONE = re.compile(
-    rf"(?<![A-Za-z0-9+./-])(?:(?P<world>(?:\+ ?|00(?={_COUNTRY}[ ./(-])){_COUNTRY}(?:[ ./-]?\([0-9]{{1,5}}\))?(?:[ ./-]{{0,2}}[0-9]){{5,13}})"
+    rf"(?<![A-Za-z0-9+./-])(?:(?P<world>(?:\+|00(?={_COUNTRY}[ ./(-])){_COUNTRY}"
+    r"(?:[ ./-]?\([0-9]{1,5}\))?(?:[ ./-]{0,2}[0-9]){5,13})"
     r"|(?P<us>(?:1[-. ])?(?:\([2-9][0-9]{2}\) ?-?|[2-9][0-9]{2}[-. ])[2-9][0-9]{2}[-. ][0-9]{4})"
     r"|(?P<mobile>1[3-9][0-9](?P<gap>[ -]?)[0-9]{4}(?P=gap)[0-9]{4})"
     r"|(?P<trunk>(?:\(0[1-9][0-9]{1,4}\) ?|0[1-9][0-9]{1,4}(?: ?[/-] ?| ))[1-9][0-9]{1,8}(?:[ -]?[0-9]{1,5}){0,3}))"
@@ -178,7 +180,8 @@ _PHONE = re.compile(
 def _is_phone(match: re.Match) -> bool:
     found, count = match[0], len(_digits(match[0]))
     if match["world"]:
-        return 8 <= count - (2 if found.startswith("00") else 0) <= 15
+        digits = _digits(found).removeprefix("00")
+        return len(digits) == 11 if digits[0] == "1" else 8 <= len(digits) <= 15
     if match["trunk"]:
         # Nine digits grouped 3-2-4 are a social security number.
         return 9 <= count <= 12 and not re.fullmatch("[0-9]{3}-[0-9]{2}-[0-9]{4}", found)

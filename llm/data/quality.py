@@ -20,9 +20,11 @@ from llm.data.word_units import UNSPACED, unspaced, words
 SHORT_LINE = 10  # characters, in scripts without spaces
 
 _UNIT = re.compile(f"([{UNSPACED}])")
-_MARKS = str.maketrans({**dict.fromkeys("。｡", ". "), "！": "! ", "？": "? ", "…": "...", **dict.fromkeys("“”「」『』", '"'),
-                        **dict.fromkeys("‘’", "'")})  # fmt: skip
-# Behind . ! ? (and a closing quote) where a blank follows, but not behind an initial, "J. Austen"; behind 。！？ anywhere.
+_MARKS = str.maketrans(
+    {**dict.fromkeys("。｡", ". "), "！": "! ", "？": "? ", "…": "..."}
+    | dict.fromkeys("“”「」『』", '"') | dict.fromkeys("‘’", "'")
+)  # fmt: skip
+# Behind . ! ? (and a closing quote) before blank space, but not behind an initial, "J. Austen"; behind 。！？ anywhere.
 _ENDS = re.compile(r"(?<=[.!?])(?<![\s(][A-Z]\.)\s+|(?<=[.!?][\"'”’)\]])\s+|(?<=[。！？｡])")
 
 
@@ -40,7 +42,7 @@ def _filters() -> dict:
         GopherQualityFilter,
         GopherRepetitionFilter,
     )
-    from datatrove.utils.word_tokenizers import WordTokenizer
+    from datatrove.utils.word_tokenizers import WordTokenizer, simple_span_tokenize
 
     class Words(WordTokenizer):
         def word_tokenize(self, text):
@@ -50,7 +52,7 @@ def _filters() -> dict:
             return sentences(text)
 
         def span_tokenize(self, text):
-            raise NotImplementedError("no rule asks for spans")
+            return list(simple_span_tokenize(text, sentences(text)))
 
     class C4(C4QualityFilter):
         verdicts: list[str]  # on each line, in order
@@ -106,7 +108,7 @@ def _c4(text: str, note: Note) -> tuple[str, str]:
     lines = text.splitlines()
     # The filter divides words by spaces and knows ASCII marks; it sees each line in that form.
     forms = lines if text.isascii() else [_UNIT.sub(r" \1 ", line).translate(_MARKS) for line in lines]
-    result = c4.filter(Seen(text="\n".join(forms), id=""))
+    result = c4.filter(Seen(text="".join(f"{form}\n" for form in forms), id=""))
     if result is not True:
         return text, result[1]
     kept: list[str] = []

@@ -1,8 +1,8 @@
 """Files to documents: text, Markdown, HTML, JSON, JSON lines, csv, tsv and parquet; text formats compressed or not.
 
-A line ends in \\n, \\r\\n or a lone \\r, nothing else (U+2028 is a character like others). Text is UTF-8; its byte-order
-mark is taken off; UTF-16 and UTF-32, told by theirs, are refused. A reader calls `bad(line, reason, record)` for what it
-cannot read and goes on behind it; `bad` may raise.
+A line ends in LF, CR LF or a lone CR, nothing else (U+2028 is a character like others). Text is UTF-8; its byte-order
+mark is taken off; UTF-16 and UTF-32, told by theirs, are refused. A reader calls `bad(line, reason, record)` for what
+it cannot read and goes on behind it; `bad` may raise.
 """
 
 import csv
@@ -30,6 +30,7 @@ _BLOCK = 1 << 20
 _IDS = 1_000_000  # ids of one file that are remembered: doubles beyond that are found among all documents
 _KEPT = 100_000  # characters of a bad record that are kept
 _FIELD = 1 << 28  # characters of a csv field: a forgotten quote must not take the memory
+_TRUNCATED = "the compressed data end too early: the file is truncated"
 _LONE = re.compile("[\ud800-\udfff]")
 _MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"),
@@ -139,6 +140,8 @@ class _Zstd:
 
 
 def _opened(file: File, packed: str):
+    if packed and not file.path.stat().st_size:
+        raise _Broken(None, _TRUNCATED)
     if packed == ".gz":
         import gzip
 
@@ -167,7 +170,7 @@ def _blocks(file: File, stream) -> Iterator[tuple[int, bytes]]:
         try:
             block = stream.read(_BLOCK if left is None else min(left, _BLOCK))
         except EOFError:
-            raise _Broken(None, "the compressed data end too early: the file is truncated") from None
+            raise _Broken(None, _TRUNCATED) from None
         except (OSError, zlib.error, ValueError) as error:
             raise _Broken(None, f"not valid compressed data, or damaged: {error}") from None
         except Exception as error:  # the errors of lzma and zstandard, which are imported only when needed

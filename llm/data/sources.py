@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import re
-import urllib.parse
 from collections.abc import Callable, Iterator
 
 from llm.data import cache, packaged, readers
@@ -240,8 +239,7 @@ def _root(source: str) -> pathlib.Path:
     if source in packaged.names():
         return packaged.files(source)[0].parent
     if _is_address(source):
-        last = pathlib.PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(source).path)).name
-        if readers.format_of(last) is None:
+        if readers.format_of(cache.name_of(source)) is None:
             raise InputError(f"{source}: the address must end in the name of a file that a reader has: {_formats()}")
         return cache.download(source).parent
     path = pathlib.Path(source)

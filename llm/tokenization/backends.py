@@ -144,7 +144,9 @@ def _decoding(document: dict[str, Any]) -> tuple[str, str, str]:
     decoders = {step["type"]: step for step in _steps(document.get("decoder"), "decoders")}
     unknown = decoders.keys() - {"ByteLevel", "WordPiece", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}
     if unknown:
-        raise InputError(f"its decoder {min(unknown)} is not known; ByteLevel, WordPiece, Metaspace and ByteFallback are")
+        raise InputError(
+            f"its decoder {min(unknown)} is not known; ByteLevel, WordPiece, Metaspace and ByteFallback are"
+        )
     before = _steps(document.get("pre_tokenizer"), "pretokenizers")
     added_space = "never"
     if any(step["type"] == "ByteLevel" and step.get("add_prefix_space") for step in before):
@@ -187,16 +189,14 @@ class SentencePieceBackend:
         import sentencepiece
 
         model = read_proto(data)
-        self._library = sentencepiece.SentencePieceProcessor(model_proto=data)
+        self._library: Any = sentencepiece.SentencePieceProcessor(model_proto=data)
         types = [piece.type for piece in model.pieces]
         entries: list[str | None] = [piece.piece for piece in model.pieces]
         control, unknown, byte = (_ids(types, kind) for kind in (CONTROL, UNKNOWN, BYTE))
         self.ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
         self.specials = {model.pieces[i].piece: Special(i) for i in sorted(control)}
         spaces = "always" if model.normalizer_spec.add_dummy_prefix else "never"
-        self.pieces = Pieces(
-            entries, control | unknown, control, "metaspace", added_space=spaces, byte_ids=byte
-        )
+        self.pieces = Pieces(entries, control | unknown, control, "metaspace", added_space=spaces, byte_ids=byte)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self._library.encode(texts, out_type=int)
@@ -207,11 +207,6 @@ class SentencePieceBackend:
         for piece in encoded.pieces:
             ids.append(piece.id)
             offsets.append((piece.begin, piece.end))
-        # The bytes of one character: all but the last have nothing.
-        for n in reversed(range(len(offsets) - 1)):
-            byte = self.pieces.spelled[ids[n]]
-            if offsets[n][0] == offsets[n][1] and byte and len(byte) == 1 and offsets[n + 1][0] == offsets[n][0]:
-                offsets[n] = offsets[n + 1]
         return ids, offsets
 
     def encode_part(self, text: str, first: bool) -> list[int]:
@@ -226,6 +221,13 @@ def _ids(types: list[int], kind: int) -> set[int]:
     return {i for i, type_ in enumerate(types) if type_ == kind}
 
 
+def new_proto():
+    """An empty ModelProto of SentencePiece."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    return getattr(sentencepiece_model_pb2, "ModelProto")()  # noqa: B009 - made when the module is imported
+
+
 def read_proto(data: bytes):
     """The ModelProto of a SentencePiece file.
 
@@ -233,9 +235,8 @@ def read_proto(data: bytes):
         InputError: it is none.
     """
     from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
+    model = new_proto()
     try:
         model.ParseFromString(data)
     except DecodeError:

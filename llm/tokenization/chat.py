@@ -1,13 +1,13 @@
 """Conversations by a chat template, in which only the template writes control tokens.
 
 What users type must not become a control token. Before rendering, in every string of the messages and variables, each
-character that could begin a special token is replaced by a noncharacter of Unicode that stands nowhere else. A special
-token found in the rendered text therefore has its first character from the template. After the special tokens are
-found, the characters are put back, and the text between is encoded as ordinary text. Three things stay as they are:
+character that can begin or end a special token is replaced by a noncharacter of Unicode that stands nowhere else. A
+special token found in the rendered text therefore has its first and last character from the template. After the special
+tokens are found, the characters are put back, and the text between is encoded as ordinary text. Left as they are:
 
-* roles and types of parts, which templates compare with words: they may be words only, so they begin nothing;
+* a role or a type that is one word, which templates compare with words;
 * texts that the template itself compares with, `</think>` say, where no special token begins like them;
-* special tokens that begin with a letter or digit are replaced where they stand whole, or at the end of a string.
+* letters and digits, unless a special token that begins with one stands there, whole or cut off by the string's end.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 
 from llm.errors import InputError
 
-_NONCHARACTERS = [*range(0xFDD0, 0xFDF0), *(plane + end for plane in range(0, 0x110000, 0x10000) for end in (0xFFFE, 0xFFFF))]
-_NAME = re.compile(r"[\w.-]*")
+_PLANES = range(0, 0x110000, 0x10000)
+_NONCHARACTERS = [*range(0xFDD0, 0xFDF0), *(plane + end for plane in _PLANES for end in (0xFFFE, 0xFFFF))]
+_WORD = re.compile(r"\w*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,9 @@ def render(template: str, messages: Sequence[dict[str, Any]], special_tokens: li
 
     _check(messages)
     compiled, literals = _compiled(template)
-    masks = _masks(special_tokens, json.dumps([template, *map(repr, (messages, variables))], ensure_ascii=False))
+    used = set(template)
+    _each([list(messages), variables], lambda text: used.update(text) or text)
+    masks = _masks(special_tokens, used)
     kept = [t for t in literals if not any(s.startswith(t) or t.startswith(s) for s in special_tokens)]
     mask = functools.partial(_mask, special_tokens=special_tokens, masks=masks, kept=kept)
     try:
@@ -78,33 +81,39 @@ def _check(messages: Sequence[dict[str, Any]]) -> None:
             raise InputError(f"message {number} is not a dict with a role: {message!r}")
 
 
-def _masks(special_tokens: list[str], everything: str) -> dict[str, str]:
-    """A noncharacter for each first character of a special token; `everything` holds none of them."""
-    free = (chr(code) for code in _NONCHARACTERS if chr(code) not in everything)
+def _masks(special_tokens: list[str], used: set[str]) -> dict[str, str]:
+    """A noncharacter, none that is `used`, for each character that begins or ends a special token."""
+    free = (chr(code) for code in _NONCHARACTERS if chr(code) not in used)
     try:
-        return {first: next(free) for first in sorted({token[0] for token in special_tokens})}
+        return {c: next(free) for c in sorted({token[end] for token in special_tokens for end in (0, -1)})}
     except StopIteration:
-        raise InputError("the conversation uses every noncharacter of Unicode; none is left to mark text with") from None
+        raise InputError(
+            "the conversation uses every noncharacter of Unicode; none is left to mark text with"
+        ) from None
 
 
 def _mask(text: str, special_tokens: list[str], masks: dict[str, str], kept: list[str]) -> str:
     def begins(place: int) -> bool:
-        if text[place].isalnum():
-            rest = text[place:].rstrip()
-            return any(text.startswith(token, place) or token.startswith(rest) for token in special_tokens)
-        return not any(text.startswith(literal, place) for literal in kept)
+        rest = text[place:].rstrip()
+        return any(text.startswith(token, place) or token.startswith(rest) for token in special_tokens)
 
-    return "".join(masks[c] if c in masks and begins(place) else c for place, c in enumerate(text))
+    masked, place = [], 0
+    while place < len(text):
+        literal = next((t for t in kept if text.startswith(t, place)), "")
+        if literal:
+            masked.append(literal)
+        elif text[place] in masks and (not text[place].isalnum() or begins(place)):
+            masked.append(masks[text[place]])
+        else:
+            masked.append(text[place])
+        place += len(literal) or 1
+    return "".join(masked)
 
 
 def _each(value: Any, mask, key: str = "") -> Any:
     """A copy of nested messages with every string masked."""
     if isinstance(value, str):
-        if key in ("role", "type"):
-            if not _NAME.fullmatch(value):
-                raise InputError(f"the {key} {value!r} of a message is not a word")
-            return value
-        return mask(value)
+        return value if key in ("role", "type") and _WORD.fullmatch(value) else mask(value)
     if isinstance(value, dict):
         return {mask(k) if isinstance(k, str) else k: _each(v, mask, k) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -137,4 +146,4 @@ def _compiled(template: str):
     except jinja2.TemplateError as error:
         raise InputError(f"the chat template is not valid Jinja: {error}") from None
     literals = {node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)}
-    return compiled, sorted(literal for literal in literals if len(literal) > 1)
+    return compiled, sorted((t for t in literals if len(t) > 1), key=lambda t: (-len(t), t))

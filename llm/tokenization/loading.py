@@ -1,213 +1,211 @@
-"""Reading the tokenizers that others wrote, each with the ids that its own library gives."""
+"""Reading the tokenizer files of others. Each becomes one tokenizer.json."""
 
+import base64
 import json
 import pathlib
-
-import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from typing import Any
 
 from llm.errors import InputError
-from llm.tokenization import gguf
-from llm.tokenization.backends import Backend, HuggingFace, SentencePiece, Tiktoken
-from llm.tokenization.spec import BERT_TOKENS, END_OF_TEXT, TokenizerSpec
-from llm.tokenization.tokenizer import FORMAT, ROLES, Tokenizer
+from llm.tokenization import byte_pairs, special, training
+from llm.tokenization.backends import CONTROL, SENTENCEPIECE, USER_DEFINED, read_proto
+from llm.tokenization.spec import TokenizerSpec
+from llm.tokenization.tokenizer import META, Tokenizer
 
 READABLE = (
-    "tokenizer.json, vocab.txt of BERT, encoder.json with vocab.bpe, vocab.json with merges.txt, a SentencePiece .model, "
-    ".tiktoken ranks, .gguf, or a folder with one of them"
+    "tokenizer.json, vocab.txt (BERT), encoder.json with vocab.bpe or vocab.json with merges.txt (GPT-2), spiece.model "
+    "or another SentencePiece .model, .tiktoken, .gguf"
 )
-# In a folder the first of these that is there is the tokenizer: a tokenizer.json says most.
-_IN_FOLDERS = (
-    "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "encoder.json", "vocab.json",
-    "vocab.txt", "*.tiktoken", "*.gguf",
+# What a folder is read by; the first that it has.
+_IN_FOLDER = (
+    "tokenizer.json", "spiece.model", "tokenizer.model", "encoder.json", "vocab.json", "vocab.txt", "*.tiktoken",
+    "*.gguf",
 )  # fmt: skip
-_MERGES = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
-# Tokenizers of vocab.json and merges.txt that split text the way GPT-2 does.
-_LIKE_GPT2 = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer")
-_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# The encodings of tiktoken: pattern and special tokens.
-TIKTOKEN = {
-    "r50k_base": (_GPT2, {END_OF_TEXT: 50256}),
-    "p50k_base": (_GPT2, {END_OF_TEXT: 50256}),
-    "cl100k_base": (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        {END_OF_TEXT: 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260,
-         "<|endofprompt|>": 100276},
-    ),
-    "o200k_base": (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'(?:[stmd]|re|ve|ll))?|"
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'(?:[stmd]|re|ve|ll))?|"
-        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        {END_OF_TEXT: 199999, "<|endofprompt|>": 200018},
-    ),
-}  # fmt: skip
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
+_CONFIG_ROLES = {"eos_token": "end_of_text", "pad_token": "pad", "unk_token": "unk", "cls_token": "cls",
+                 "sep_token": "sep", "mask_token": "mask", "bos_token": "bos"}  # fmt: skip
 
 
-def tokenizer_from(path: str | pathlib.Path, spec: TokenizerSpec | None = None) -> Tokenizer:
-    """Loads a tokenizer, whatever wrote it: the format goes by the file's name and content.
+def load(spec: TokenizerSpec) -> Tokenizer:
+    """Loads the tokenizer that `spec.path` names, and adds the special tokens and sentinels that it lacks.
 
-    tokenizer_config.json, special_tokens_map.json and chat_template.jinja beside the file say what its special tokens
-    are for, and how it writes conversations.
-
-    Args:
-        path: a file or a folder.
-        spec: `lowercase` and `strip_accents` for a vocab.txt that no tokenizer_config.json speaks of, `pattern` for
-            ranks of tiktoken, and `special_tokens` and `sentinels` to be added where they are missing.
+    Reads tokenizer.json, BERT's vocab.txt, GPT-2's encoder.json and vocab.bpe (or vocab.json and merges.txt),
+    SentencePiece models, tiktoken's ranks (r50k, p50k, cl100k, o200k, by file name), and the tokens inside a GGUF; or a
+    folder with one of these. tokenizer_config.json, special_tokens_map.json and chat_template.jinja beside it are read
+    too. A vocab.txt without them is uncased when no entry has a capital; uncased BERT removes accents as well, as its
+    authors' code does (`spec.lowercase` and `spec.strip_accents` ask for it in any case).
 
     Raises:
-        InputError: there is no such file, or it is none of the kinds that can be read.
+        InputError: nothing there, a format that is not known, or a damaged file.
     """
-    spec = spec or TokenizerSpec()
-    path = pathlib.Path(path).expanduser()
-    file = _in_folder(path) if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"there is no tokenizer at {path}")
+    path = pathlib.Path(spec.path)
+    if path.is_dir():
+        path = _in_folder(path)
+    if not path.is_file():
+        raise InputError(f"tokenizer.path={spec.path}: there is no such file")
     try:
-        tokenizer = _read(file, spec)
+        made = _read(path, spec)
+        _beside(made, path)
+        _add(made, spec, str(path))
+        return Tokenizer(training.to_text(made))
     except InputError as error:
-        named = str(error) if str(file) in str(error) else f"{file}: {error}"
-        raise InputError(named) from None
-    except OSError as error:
-        raise InputError(f"{file} can not be read: {error}") from None
-    except Exception as error:  # the libraries raise whatever they like on broken files
-        raise InputError(f"{file} is not a tokenizer that can be read: {type(error).__name__} {error}") from None
-    return tokenizer.with_special(spec.special_tokens, spec.sentinels)
+        raise error if str(path) in str(error) else InputError(f"{path} is not a tokenizer: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a tokenizer: {type(error).__name__} {error}") from None
+
+
+def tokenizer_from(path: str | pathlib.Path) -> Tokenizer:
+    """Loads a tokenizer as it stands in a file or folder."""
+    return load(TokenizerSpec(path=str(path)))
 
 
 def _in_folder(folder: pathlib.Path) -> pathlib.Path:
-    for name in _IN_FOLDERS:
+    for name in _IN_FOLDER:
         found = sorted(folder.glob(name))
         if len(found) > 1:
-            raise InputError(f"{folder} has {len(found)} files {name}: name one of them, such as {found[0]}")
+            raise InputError(f"tokenizer.path={folder}: it has {found[0].name} and {found[1].name}; name one of them")
         if found:
             return found[0]
-    raise InputError(f"{folder} has no tokenizer; what can be read: {READABLE}")
+    raise InputError(f"tokenizer.path={folder}: no tokenizer in this folder; what can be read: {READABLE}")
 
 
-def _read(file: pathlib.Path, spec: TokenizerSpec) -> Tokenizer:
-    with file.open("rb") as opened:
-        head = opened.read(4096)
-    if head[:4] == b"GGUF":
-        return Tokenizer(*gguf.read(file))
-    if file.name in ("vocab.bpe", "merges.txt"):
-        file = file.with_name(next(names for names, merges in _MERGES.items() if merges == file.name))
-        head = b"{"
-    config = _config(file)
-    if head.lstrip()[:1] == b"{":
-        return _json(file, config)
-    if _is_ranks(head):
-        return _with_config(_tiktoken(file, spec.pattern), config)
-    if b"[UNK]\n" in head or b"[UNK]\r" in head:
-        return _with_config(_bert(file, config, spec), config)
-    if file.suffix in (".model", ".spm") or head[:1] == b"\n":  # a ModelProto opens with field 1, its first piece
-        return _with_config(SentencePiece(file.read_bytes()), config)
-    raise InputError(f"{file} is no tokenizer; what can be read: {READABLE}")
+def _read(path: pathlib.Path, spec: TokenizerSpec) -> dict[str, Any]:
+    name = path.name
+    if name.endswith(".gguf"):
+        from llm.tokenization.gguf_file import read
+
+        return read(path)
+    if name.endswith(".model"):
+        data = path.read_bytes()
+        # Llama 3 calls its ranks tokenizer.model.
+        if all(len(line.split()) == 2 for line in data[:200].splitlines()[:2]):
+            return byte_pairs.tiktoken(path)
+        return sentencepiece_document(data)
+    if name.endswith(".tiktoken"):
+        return byte_pairs.tiktoken(path)
+    if name in ("encoder.json", "vocab.bpe"):
+        return byte_pairs.gpt2(path.with_name("encoder.json"), path.with_name("vocab.bpe"))
+    if name in ("vocab.json", "merges.txt"):
+        return byte_pairs.gpt2(path.with_name("vocab.json"), path.with_name("merges.txt"))
+    if name.endswith(".json"):
+        document = json.loads(path.read_bytes().decode())
+        if isinstance(document, dict) and isinstance(document.get("model"), dict):
+            return _with_chinese(document)
+    if name.endswith(".txt"):
+        return _bert(path, spec)
+    raise InputError(f"{path}: a format that is not known; what can be read: {READABLE}")
 
 
-def _json(file: pathlib.Path, config: dict) -> Tokenizer:
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if content.get("format") == FORMAT:
-        return Tokenizer.load(file)
-    if isinstance(content.get("model"), dict):
-        return _with_config(HuggingFace(tokenizers.Tokenizer.from_str(json.dumps(content))), config)
-    merges = file.with_name(_MERGES.get(file.name, ""))
-    if content and all(isinstance(i, int) for i in content.values()):
-        if file.name not in _MERGES:
-            raise InputError(f"{file} is a vocabulary: name it encoder.json beside vocab.bpe, or vocab.json beside "
-                             "merges.txt")  # fmt: skip
-        if not merges.is_file():
-            raise InputError(f"{file} needs {merges.name} beside it")
-        return _with_config(_gpt2(content, merges, config), config)
-    raise InputError(f"{file} is no tokenizer; what can be read: {READABLE}")
+def sentencepiece_document(data: bytes, **meta: Any) -> dict[str, Any]:
+    """A tokenizer.json that holds a SentencePiece model whole."""
+    model = read_proto(data)
+    roles = {"unk": model.pieces[max(0, model.trainer_spec.unk_id)].piece}
+    for role, i in (("end_of_text", model.trainer_spec.eos_id), ("bos", model.trainer_spec.bos_id),
+                    ("pad", model.trainer_spec.pad_id)):  # fmt: skip
+        if 0 <= i < len(model.pieces) and model.pieces[i].type == CONTROL:
+            roles[role] = model.pieces[i].piece
+    said = {"roles": roles, **meta, SENTENCEPIECE: base64.b64encode(data).decode()}
+    return {"version": "1.0", "model": {"type": "SentencePiece", META: said}}
 
 
-def _gpt2(vocabulary: dict[str, int], file: pathlib.Path, config: dict) -> Backend:
-    kind = config.get("tokenizer_class", _LIKE_GPT2[0]).removesuffix("Fast")
-    if kind not in _LIKE_GPT2:
-        raise InputError(f"its tokenizer_class {kind} does not split text like GPT-2: take its tokenizer.json")
-    lines = file.read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-    library = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
-    library.decoder = decoders.ByteLevel()
-    if END_OF_TEXT in vocabulary:
-        library.add_special_tokens([END_OF_TEXT])
-    for _, token in sorted((int(i), token) for i, token in config.get("added_tokens_decoder", {}).items()):
-        flags = {name: token[name] for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
-        library.add_tokens([AddedToken(token["content"], **flags)])
-    return HuggingFace(library)
+# --- BERT -------------------------------------------------------------------------------------------------------------
 
 
-def bert(
-    vocabulary: dict[str, int], lowercase: bool, strip_accents: bool, chinese: bool = True
-) -> tokenizers.Tokenizer:
-    """BERT's tokenizer with a vocabulary: words split at blanks, punctuation and Chinese characters, then WordPiece."""
-    library = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    library.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lowercase
-    )
-    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    library.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    return library
+def _bert(path: pathlib.Path, spec: TokenizerSpec) -> dict[str, Any]:
+    lines = path.read_bytes().decode().split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    entries = [line.rstrip("\r") for line in lines]
+    vocab: dict[str, int] = {}
+    for i, entry in enumerate(entries):
+        if entry in vocab:
+            raise InputError(f"{path}:{i + 1}: the entry {entry!r} stands twice")
+        vocab[entry] = i
+    if "[UNK]" not in vocab:
+        raise InputError(f"{path}: no entry [UNK]: it is not BERT's vocabulary")
+    config = _json(path.with_name("tokenizer_config.json"))
+    lower = config.get("do_lower_case")
+    if lower is None:
+        lower = not any(c.isupper() for e in entries if not e.startswith("[") for c in e)
+    lower = spec.lowercase or bool(lower)
+    accents = config.get("strip_accents")
+    strip = spec.strip_accents or (lower if accents is None else bool(accents))
+    normalizer = training.bert_normalizer(lower, strip)
+    normalizer["handle_chinese_chars"] = config.get("tokenize_chinese_chars") is not False
+    return training.wordpiece_document(vocab, [t for t in special.BERT if t in vocab], "[UNK]", normalizer)
 
 
-def _bert(file: pathlib.Path, config: dict, spec: TokenizerSpec) -> Backend:
-    lines = file.read_text(encoding="utf-8").split("\n")
-    lines = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-    if len(set(lines)) != len(lines):
-        raise InputError(f"{file} has the same token on two lines")
-    lowercase = config.get("do_lower_case", spec.lowercase)
-    # BERT strips accents where it lowers the case, unless it is told.
-    accents = config.get("strip_accents", lowercase if "do_lower_case" in config else spec.strip_accents)
-    accents = lowercase if accents is None else accents
-    library = bert({t: i for i, t in enumerate(lines)}, lowercase, accents, config.get("tokenize_chinese_chars", True))
-    library.add_special_tokens([token for token in BERT_TOKENS if token in lines])
-    return HuggingFace(library)
+def _with_chinese(document: dict[str, Any]) -> dict[str, Any]:
+    """BERT's cut, with the Chinese characters of its authors' code where the library leaves some out."""
+    normalizer, pre = document.get("normalizer") or {}, document.get("pre_tokenizer") or {}
+    if normalizer.get("type") == "BertNormalizer" and normalizer.get("handle_chinese_chars", True):
+        if pre.get("type") == "BertPreTokenizer":
+            return {**document, "pre_tokenizer": training.bert_pre_tokenizer()}
+    return document
 
 
-def _is_ranks(head: bytes) -> bool:
-    fields = head.split(b"\n")[0].split()
-    return len(fields) == 2 and fields[1].isdigit() and len(fields[0]) % 4 == 0
+# --- beside -----------------------------------------------------------------------------------------------------------
 
 
-def _tiktoken(file: pathlib.Path, pattern: str) -> Backend:
-    name = pattern or file.stem
-    ranks = file.read_text(encoding="ascii")
-    numbers = {int(line.split()[1]) for line in ranks.splitlines() if line}
-    if name in TIKTOKEN:
-        regex, special = TIKTOKEN[name]
-        if not numbers.isdisjoint(special.values()):
-            raise InputError(f"{file} has tokens where {name} has special ones: these ranks are of another encoding")
-        return Tiktoken(ranks, regex, special)
-    if not pattern:
-        raise InputError(f"how do the ranks {file} split text? Set tokenizer.pattern to {', '.join(TIKTOKEN)}, or to a "
-                         "regular expression")  # fmt: skip
-    return Tiktoken(ranks, pattern, {END_OF_TEXT: max(numbers) + 1})
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes().decode())
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
 
 
-def _config(file: pathlib.Path) -> dict:
-    """What the files beside a tokenizer say; the later ones go first."""
-    config: dict = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json", "chat_template.json"):
-        beside = file.with_name(name)
-        if beside.is_file():
-            config |= json.loads(beside.read_text(encoding="utf-8"))
-    template = file.with_name("chat_template.jinja")
-    if template.is_file():
-        config["chat_template"] = template.read_text(encoding="utf-8")
-    return config
+def _beside(made: dict[str, Any], path: pathlib.Path) -> None:
+    """Roles and chat template from the files beside a tokenizer; what its own file says stands first."""
+    meta = dict(made["model"].get(META) or {})
+    roles: dict[str, str] = {}
+    for name in reversed(_BESIDE):
+        config = _json(path.with_name(name))
+        for key, role in _CONFIG_ROLES.items():
+            token = config.get(key)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                roles[role] = token
+        template = config.get("chat_template")
+        if isinstance(template, list):  # several by name
+            template = next((one["template"] for one in template if one.get("name") == "default"), None)
+        if isinstance(template, str):
+            meta.setdefault("chat_template", template)
+    jinja = path.with_name("chat_template.jinja")
+    if jinja.is_file():
+        meta.setdefault("chat_template", jinja.read_bytes().decode())
+    roles.update(meta.get("roles") or {})
+    if roles:
+        meta["roles"] = roles
+    if meta:
+        made["model"] = {**made["model"], META: meta}
 
 
-def _with_config(backend: Backend, config: dict) -> Tokenizer:
-    roles = {}
-    for role in ROLES:
-        token = config.get(f"{role}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if token is not None:
-            roles[role] = token
-    known = backend.pieces().special
-    backend = backend.with_special([token for token in dict.fromkeys(roles.values()) if token not in known])
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
-        template = next((named["template"] for named in template if named["name"] == "default"), None)
-    return Tokenizer(backend, roles, template)
+def _add(made: dict[str, Any], spec: TokenizerSpec, where: str) -> None:
+    """Special tokens and sentinels that the spec asks for and the file lacks, on the highest ids."""
+    meta = made["model"].get(META) or {}
+    if SENTENCEPIECE in meta:
+        model = read_proto(base64.b64decode(meta[SENTENCEPIECE]))
+        ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
+        for token in spec.special_tokens:
+            if token in ids and model.pieces[ids[token]].type == USER_DEFINED:
+                raise InputError(f"tokenizer.special_tokens: {token!r} is an ordinary word of {where}")
+        new = special.additions(ids, spec.special_tokens, spec.sentinels, where)
+        for token in new:
+            model.pieces.add(piece=token, score=0.0, type=CONTROL)
+        if new:
+            meta[SENTENCEPIECE] = base64.b64encode(model.SerializeToString()).decode()
+        return
+    vocab = made["model"]["vocab"]
+    pairs = enumerate(piece for piece, _ in vocab) if isinstance(vocab, list) else ((i, p) for p, i in vocab.items())
+    ids = {piece: i for i, piece in pairs} | {token["content"]: token["id"] for token in made.get("added_tokens") or []}
+    new = special.additions(ids, spec.special_tokens, spec.sentinels, where)
+    first = max(ids.values(), default=-1) + 1
+    fresh = {token: first + n for n, token in enumerate(new)}
+    listed = {token["content"]: token for token in made.get("added_tokens") or []}
+    roles = (meta.get("roles") or {}).values()
+    for token in [*new, *(t for t in (*spec.special_tokens, *roles) if t in ids)]:
+        entry = training.document({}, [token], {**ids, **fresh})["added_tokens"][0]
+        listed[token] = {**entry, **listed.get(token, {}), "special": True}
+    made["added_tokens"] = sorted(listed.values(), key=lambda token: token["id"])

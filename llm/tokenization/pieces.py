@@ -33,9 +33,9 @@ class Pieces:
     """Joins the entries of a vocabulary to text.
 
     Attributes:
-        style: how entries spell text: "byte_level", GPT-2's characters for bytes; "wordpiece", words with spaces between
-            them, where an entry with the prefix goes on with the word before; "metaspace", U+2581 for a space; "plain".
-            In the last two `<0x41>` is a byte.
+        style: how entries spell text: "byte_level", GPT-2's characters for bytes; "wordpiece", words with spaces
+            between them, where an entry with the prefix goes on with the word before; "metaspace", U+2581 for a space;
+            "plain". In the last two `<0x41>` is a byte.
         prefix: what marks an entry that goes on with a word, "##".
         added_space: where encoding puts a space that no text has, and decoding takes it away: "always" (at the start
             and after each special token), "first" (at the start) or "never".
@@ -69,6 +69,14 @@ class Pieces:
         if byte and (self._byte_ids is None or i in self._byte_ids):
             return bytes([int(byte[1], 16)])
         return (piece.replace(SPACE, " ") if self.style == "metaspace" else piece).encode()
+
+    @functools.cached_property
+    def missing_bytes(self) -> bytes:
+        """The bytes that a byte-level vocabulary cannot spell, which its library would leave out in silence."""
+        if self.style != "byte_level":
+            return b""
+        present = set(self.entries)
+        return bytes(byte for character, byte in BYTE_OF.items() if character not in present)
 
     @functools.cached_property
     def glued(self) -> np.ndarray:

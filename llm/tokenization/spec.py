@@ -35,7 +35,7 @@ class TokenizerSpec:
 
     @property
     def entries(self) -> int:
-        """Entries of the vocabulary; a corpus too small for all of them makes fewer. Reads the file that `path` names."""
+        """Entries of the vocabulary, at most: a small corpus makes fewer. Reads the file that `path` names."""
         if self.path:
             from llm.tokenization.loading import load
 

@@ -81,7 +81,7 @@ class Tokenizer:
         ids = self._backend.ids
         if said.get(role) in ids:
             return ids[said[role]]
-        return next((ids[name] for name in special.NAMES[role] if name in ids), None)
+        return next((ids[name] for name in special.NAMES[role] if name in self._splitter.specials), None)
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -103,16 +103,17 @@ class Tokenizer:
             allow_special: the text of a special token becomes the token; only for text from a trusted hand.
 
         Raises:
-            InputError: the text holds a lone surrogate, which no encoding has bytes for.
+            InputError: the text holds a lone surrogate, which no encoding has bytes for, or a byte-level vocabulary
+                lacks one of its bytes (SmolLM2's has none for U+0004).
         """
         if not allow_special:
             return self.encode_batch([text])[0]
-        _check_unicode([text])
+        self._check_text([text])
         return self._encode_parts(self._splitter(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, as `encode` gives them, on all cores."""
-        _check_unicode(texts)
+        self._check_text(texts)
         return self._backend.encode_batch(list(texts))
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -121,8 +122,9 @@ class Tokenizer:
         White space at the ends of a token is left out, unless the token is nothing else. Tokens that are parts of one
         character all have that character.
         """
-        _check_unicode([text])
+        self._check_text([text])
         ids, offsets = self._backend.encode_with_offsets(text)
+        offsets = _character_of_bytes(text, [self._pieces.spelled[i] or b"" for i in ids], offsets)
         return ids, [_trimmed(text, start, end) for start, end in offsets]
 
     def _encode_parts(self, parts: list[str | int]) -> list[int]:
@@ -131,7 +133,9 @@ class Tokenizer:
             ids += [part] if isinstance(part, int) else self._backend.encode_part(part, place == 0)
         return ids
 
-    def chat(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> list[int]:
+    def chat(
+        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
         """The ids of a conversation, by the tokenizer's own template.
 
         Control tokens come from the template alone: nothing that stands in `messages` or `variables` becomes a special
@@ -154,7 +158,7 @@ class Tokenizer:
         )
         parts = self._splitter(rendered.text)
         texts = [rendered.restore(part) if isinstance(part, str) else part for part in parts]
-        _check_unicode([part for part in texts if isinstance(part, str)])
+        self._check_text([part for part in texts if isinstance(part, str)])
         return self._encode_parts(texts)
 
     def _named(self) -> dict[str, int | None]:
@@ -179,6 +183,23 @@ class Tokenizer:
             if self._pieces.entries[i] is None:
                 raise InputError(f"token id {i} stands for nothing in this vocabulary")
         return checked
+
+    def _check_text(self, texts: Sequence[str]) -> None:
+        missing = self._pieces.missing_bytes
+        for text in texts:
+            try:
+                data = text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                code = ord(text[error.start])
+                raise InputError(
+                    f"the text has a lone surrogate U+{code:04X} at character {error.start}; it is not valid Unicode"
+                ) from None
+            if missing and len(data.translate(None, missing)) < len(data):
+                place = next(n for n, c in enumerate(text) if set(c.encode()) & set(missing))
+                raise InputError(
+                    f"the text has U+{ord(text[place]):04X} at character {place}, for whose bytes this vocabulary has "
+                    "no entry; remove it"
+                )
 
     @property
     def starts_word(self) -> np.ndarray:
@@ -233,15 +254,26 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
-def _check_unicode(texts: Sequence[str]) -> None:
-    for text in texts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            raise InputError(
-                f"the text has a lone surrogate U+{code:04X} at character {error.start}; it is not valid Unicode"
-            ) from None
+def _character_of_bytes(text: str, spelled: list[bytes], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Offsets in which a byte of a character that the vocabulary lacks has that character.
+
+    The libraries give such bytes a whole run of characters, or nothing.
+    """
+    fixed, n = list(offsets), 0
+    while n < len(fixed):
+        start, last = offsets[n][0], n
+        while last < len(fixed) and len(spelled[last]) == 1 and offsets[last][0] == start:
+            last += 1
+        end = max((e for _, e in offsets[n:last]), default=start)
+        data = text[start:end].encode()
+        if last - n > 1 and b"".join(spelled[n:last]) == data:
+            place = start
+            while n < last:
+                size = len(text[place].encode())
+                fixed[n : n + size] = [(place, place + 1)] * size
+                n, place = n + size, place + 1
+        n = max(last, n + 1)
+    return fixed
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -108,8 +108,9 @@ def test_normalization_by_name():
 
 
 @pytest.mark.parametrize(("wrong", "right"), [
-    ("fÃ¼r", "für"), ("donâ€™t", "don’t"), ("ä¸\xadæ–‡", "中文"), ("\x93so\x94", "“so”"), ("ï»¿BOM", "BOM"),
-    ("doubly fÃƒÂ¼r", "doubly für"), ("\x00fÃ\x00¼r", "für"),
+    ("fÃ¼r", "für"), ("donâ€™t", "don’t"),
+    ("ä¸\xadæ–‡", "中文"), ("\x93so\x94", "“so”"), ("ï»¿BOM", "BOM"),
+    ("doubly fÃƒÂ¼r", "doubly für"), ("\x00fÃ\x00¼r", "für"), ("Ã\x85ngstrÃ¶m", "Ångström"), ("weiÃŸ, dâ€�", "weiß, dâ€�"),
 ])  # fmt: skip
 def test_mojibake_is_repaired_and_shown(wrong, right):
     assert cleaned(f"first line\n{wrong}\nSÃO PAULO 北京") == f"first line\n{right}\nSÃO PAULO 北京\n"
@@ -142,6 +143,7 @@ _TROUBLE = st.text(alphabet=st.one_of(
 @given(_TROUBLE, st.sampled_from(("NFC", "NFD", "NFKC", "NFKD", "none")))
 @example("A\u0303©", "NFC")
 @example("Ã\x00\x80©", "NFC")
+@example("\xa0¬ß", "NFC")
 def test_cleaning_twice_changes_nothing(text, form):
     spec = CleanSpec(normalization=form)
     once = clean_text(text, spec)
@@ -431,4 +433,5 @@ def test_no_text_takes_more_than_linear_time(piece):
     run("x", spec)
     start = time.perf_counter()
     run(piece * (200_000 // len(piece)), spec)
+    run(f"x{piece * (200_000 // len(piece))}y é \n", spec)
     assert time.perf_counter() - start < 3

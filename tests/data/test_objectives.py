@@ -210,7 +210,9 @@ def test_spans_of_a_packed_row_keep_documents_apart():
                 assert segments[start] == document[t]
             else:
                 inside = segments[start + place] == where[current]
-                assert row[start + place] == token and weights[t] == inside and document[t] == where[current]
+                opens = row[start + place] == END
+                assert row[start + place] == token and document[t] == where[current]
+                assert weights[t] == (inside and not opens)
                 crossing += not inside
                 place += 1
             opens = t == 0 or document[t] != document[t - 1]
@@ -497,3 +499,16 @@ def test_augmentation_is_seeded_and_never_empties():
         assert len(augment(text, ("delete",), 0.99, np.random.default_rng(seed))) >= 1
     assert augment(text, every, 0.0, np.random.default_rng(0)).tolist() == text.tolist()
     assert text.tolist() == list(range(10, 30))
+
+
+def test_the_end_of_text_that_opens_a_document_is_never_told():
+    specials = Specials(vocab_size=200, end_of_text=0, pad=1, cls=2, sep=3, mask=4, bos=5, sentinels=tuple(range(199, 149, -1)))  # fmt: skip
+    tokens = np.tile(np.array([0, 9, 9, 9, 9]), (30, 6))
+    segments = np.tile(np.repeat(np.arange(1, 7), 5), (30, 1))
+    spec = ObjectiveSpec(kind="span_corruption", mask_rate=0.3, mean_span=2)
+    rngs = [np.random.default_rng(row) for row in range(30)]
+    batch = PACKED["span_corruption"](tokens, tokens, segments, spec, specials, rngs)
+    inside = (batch["targets"] == 0) & (batch["segments"] > 0)
+    last = np.cumsum(inside[:, ::-1], axis=1)[:, ::-1] == 1  # the one that closes the row
+    assert (inside & ~last).sum() > 10
+    assert not batch["weights"][inside & ~last].any() and batch["weights"][inside & last].all()
