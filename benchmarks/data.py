@@ -204,7 +204,9 @@ def measure_end_to_end(megabytes: float, rounds: int, workers: int) -> dict:
 def measure_loader(rounds: int = 7) -> list[dict]:
     """Tokens/s of batch_at and of slices of a flat file, alternating. Ours also makes segments, positions, weights."""
     rng = np.random.default_rng(0)
-    specials = Specials(vocab_size=50_000, end_of_text=0, pad=None, cls=None, sep=None, mask=None, bos=None, sentinels=())
+    specials = Specials(
+        vocab_size=50_000, end_of_text=0, pad=None, cls=None, sep=None, mask=None, bos=None, sentinels=()
+    )
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

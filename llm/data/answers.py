@@ -15,7 +15,11 @@ def locate(document: Document, note: Note, key: str) -> Document | Dropped:
     answer = document.meta[key]
     if answer is None:
         return document
-    if not isinstance(answer, dict) or not isinstance(answer.get("text"), str) or not isinstance(answer.get("start"), int):
+    if (
+        not isinstance(answer, dict)
+        or not isinstance(answer.get("text"), str)
+        or not isinstance(answer.get("start"), int)
+    ):
         return Dropped("answer is no span", f"{key}={answer!r}, expected null or {{'text': ..., 'start': ...}}")
     wanted, said = answer["text"], answer["start"]
     found, at = [], document.text.find(wanted) if wanted else -1

@@ -123,7 +123,7 @@ def clean_text(text: str, spec: CleanSpec = CleanSpec(), note: Note = lambda *_:
         text = _NEXT_LINE.sub("", _C0.sub("", text))
         if spec.repair:
             text = _repair(text, repaired)
-        if spec.normalization != "none":
+        if spec.normalization != "as_is":
             text = unicodedata.normalize(spec.normalization, text)  # pyright: ignore[reportArgumentType]
         text = _space(_C1.sub("", text))
         if text == before:
@@ -155,24 +155,29 @@ def _without_surrogates(text: str, note: Note) -> str:
 @functools.cache
 def _ftfy():
     import ftfy
-    from ftfy.badness import is_bad
+    from ftfy.badness import badness, is_bad
 
     # Only what can be decoded without a doubt: where a byte was lost, nothing is put in its place.
     config = ftfy.TextFixerConfig(replace_lossy_sequences=False, explain=False)
-    return is_bad, functools.partial(ftfy.fix_encoding, config=config)
+    return badness, is_bad, functools.partial(ftfy.fix_encoding, config=config)
 
 
 def _repair(text: str, repaired: list[tuple[str, str]]) -> str:
-    """Undoes mojibake line by line; appends (before, after) of each line that was repaired."""
-    is_bad, fix = _ftfy()
+    """Undoes mojibake line by line; appends (before, after) of each line that was repaired.
+
+    A repair that leaves more than half of the unlikely sequences of characters has guessed the wrong encoding (it
+    meets Shift-JIS read as Windows-1252), and the line stays as it was.
+    """
+    badness, is_bad, fix = _ftfy()
     if not is_bad(text):
         return text
     lines = text.split("\n")
     for number, line in enumerate(lines):
         if line.isascii() or not is_bad(line):
             continue
-        lines[number] = fixed = fix(line)
-        if fixed != line:
+        fixed = fix(line)
+        if fixed != line and 2 * badness(fixed) <= badness(line):
+            lines[number] = fixed
             repaired.append((line, fixed))
     return "\n".join(lines)
 

@@ -99,7 +99,9 @@ def line_keys(parts: Sequence[str], least: int) -> np.ndarray:
     import xxhash
 
     stripped = (part.strip() for part in parts)
-    keys = [xxhash.xxh3_64_intdigest(p.encode("utf-8", "surrogatepass")) | 1 if len(p) >= least else 0 for p in stripped]
+    keys = [
+        xxhash.xxh3_64_intdigest(p.encode("utf-8", "surrogatepass")) | 1 if len(p) >= least else 0 for p in stripped
+    ]
     return np.array(keys, np.uint64)
 
 

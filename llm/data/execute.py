@@ -51,7 +51,9 @@ class Execution:
         if self.executor not in EXECUTORS:
             raise InputError(f"--executor={self.executor}: there are {', '.join(EXECUTORS)}")
         if self.workers < 1 or self.tasks < 0:
-            raise InputError(f"--workers={self.workers} --tasks={self.tasks}: at least one worker, and no less than 0 tasks")
+            raise InputError(
+                f"--workers={self.workers} --tasks={self.tasks}: at least one worker, and no less than 0 tasks"
+            )
         if self.executor == "slurm" and not self.slurm_partition:
             raise InputError("--executor=slurm needs --slurm-partition=NAME")
 
@@ -75,7 +77,9 @@ def _local(folder: pathlib.Path, name: str, per_unit: bool, function: Callable, 
     sizes = [unit.size for unit in work.units]
     total, before = sum(sizes), sum(sizes) - sum(sizes[unit] for unit in waiting)
     # Short work shows no bar.
-    with tqdm(total=total, initial=before, desc=name, unit="B", unit_scale=True, disable=quiet, delay=1, mininterval=0.5) as bar:
+    with tqdm(
+        total=total, initial=before, desc=name, unit="B", unit_scale=True, disable=quiet, delay=1, mininterval=0.5
+    ) as bar:
         if min(workers, len(waiting)) <= 1:
             for unit in waiting:
                 function(work, unit)

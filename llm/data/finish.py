@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import pathlib
-
+import shutil
 
 from llm.data import pack, report
 from llm.data.shards import Shards
@@ -39,7 +39,7 @@ def finish(work: Work) -> None:
     for side in SPLITS:
         made[side] = _split(work, side, after, tokenizer)
     _check_balance(made)
-    if spec.data.packing != "none" and made[TRAIN]["tokens"] < spec.data.row_length:
+    if spec.data.packing != "whole" and made[TRAIN]["tokens"] < spec.data.row_length:
         raise InputError(
             f"{spec.data.train}: {made[TRAIN]['tokens']} training tokens are fewer than one row of "
             f"data.row_length={spec.data.row_length}; add text or shorten the row"
@@ -75,7 +75,7 @@ def _split(work: Work, side: str, accounts: list[dict], tokenizer: Tokenizer) ->
         raise InputError(f"no {side} text is left after removing lines of many documents")
     lengths = shards.lengths()
     account["text_tokens_in_shards"] = int(lengths.sum())
-    if data.packing == "none":
+    if data.packing == "whole":
         account |= {"rows": len(shards), "tokens": int(lengths.sum())}
         longest = lengths.sum(axis=1)
         account["longer_than_a_row"] = int((longest > data.row_length).sum())
@@ -137,11 +137,12 @@ def fingerprint(files: dict[str, dict], tokenizer: Tokenizer) -> str:
 def remove_intermediates(folder: pathlib.Path) -> None:
     """Removes what only phases read. The report is the mark of a finished folder, so this may be done twice."""
     keep = {"report.json", "report.md", "lengths.png", "removed.jsonl", "skipped.jsonl"}
+    kept = set(_kept_files(folder))
     for path in folder.iterdir():
-        if path.is_file() and path.name not in keep and path not in _kept_files(folder):
+        if path.is_dir():
+            shutil.rmtree(path)  # logs of datatrove's tasks
+        elif path.name not in keep and path not in kept:
             path.unlink()
-
-
 
 
 def combined(fingerprints: list[str], weights: list[float]) -> str:

@@ -29,6 +29,8 @@ def identify(text: str) -> tuple[str, float]:
 
 @functools.lru_cache(maxsize=4)  # several stages ask for the same text
 def _classify(sample: str) -> tuple[str, float]:
+    if sum(map(str.isupper, sample)) > sum(map(str.islower, sample)):
+        sample = sample.lower()  # the model was trained on ordinary writing and takes capitals for other languages
     code, confidence = _identifier().classify(sample)
     return code, round(confidence, 4)
 

@@ -99,12 +99,14 @@ def require(
     """
     kind = f"objective.kind={spec.kind!r}"
     if packed and spec.kind not in PACKED:
-        raise InputError(f"{kind} learns from whole examples: prepare them with data.packing='none'")
+        raise InputError(f"{kind} learns from whole examples: prepare them with data.packing='whole'")
     if packed and spec.next_sentence and spec.kind == "masked":
-        raise InputError("objective.next_sentence makes pairs of whole examples: prepare them with data.packing='none'")
+        raise InputError(
+            "objective.next_sentence makes pairs of whole examples: prepare them with data.packing='whole'"
+        )
     if packed and spec.augment:
         raise InputError(
-            f"objective.augment={spec.augment} changes whole examples: set data.packing='none', or take none"
+            f"objective.augment={spec.augment} changes whole examples: set data.packing='whole', or take none"
         )
     if spec.augment and spec.kind == "span_qa":
         raise InputError(f"objective.augment={spec.augment} would move the answers of {kind}: take none")

@@ -1,10 +1,10 @@
 """The phases of a preparation, each a function from files to files: of one unit, or of all that went before.
 
-    documents  unit  read, clean, drop what can be judged alone; hashes and signatures for the next phase
-    decide     all   duplicates, lines of many documents, labels, what is held out
-    tokenizer  all   load or train the tokenizer
-    encode     unit  drop repeated lines, split, encode into token shards
-    finish     all   rows, checks, report (llm/data/finish.py)
+documents  unit  read, clean, drop what can be judged alone; hashes and signatures for the next phase
+decide     all   duplicates, lines of many documents, labels, what is held out
+tokenizer  all   load or train the tokenizer
+encode     unit  drop repeated lines, split, encode into token shards
+finish     all   rows, checks, report (llm/data/finish.py)
 """
 
 import functools
@@ -329,7 +329,13 @@ def _training_texts(work: Work, share: float) -> Iterator[str]:
         for side, document in _kept(work, unit, []):
             if side == TRAIN and int(document.hash[8:16], 16) < share * 2**32:
                 for name in work.spec.data.fields:
-                    yield document.text if name == "text" else str(document.meta[name])
+                    yield _field(work, document, name)
+
+
+def _field(work: Work, document: Document, name: str) -> str:
+    """A field as it is encoded: the line feed that ends a text belongs to streams, not to examples."""
+    text = document.text if name == "text" else str(document.meta[name])
+    return text.removesuffix("\n") if work.spec.data.packing == "whole" else text
 
 
 def _kept(work: Work, unit: int, tallies: list[Tally], removed=lambda *_: None) -> Iterator[tuple[str, Document]]:
@@ -385,7 +391,7 @@ def encode(work: Work, unit: int) -> None:
     }
     split = {side: {"documents": 0, "characters": 0, "tokens": 0, "ids": []} for side in SPLITS}
     while batch := list(itertools.islice(stream, BATCH)):
-        texts = {name: [d.text if name == "text" else str(d.meta[name]) for _, d in batch] for name in data.fields}
+        texts = {name: [_field(work, document, name) for _, document in batch] for name in data.fields}
         ids = {name: made.encode_batch(values) for name, values in texts.items()}
         for number, (side, document) in enumerate(batch):
             sequences = [ids[name][number] for name in data.fields]
@@ -413,7 +419,7 @@ def _examples(work: Work, made: Tokenizer, document: Document, sequences: list, 
         yield sequences, [labels[str(document.meta[data.label])]] if data.label else []
         return
     question, _ = sequences
-    context, spans = made.encode_with_offsets(document.text)
+    context, spans = made.encode_with_offsets(_field(work, document, "text"))
     answer = document.meta[data.answer]
     for window, span in answers.windows(context, spans, answer, len(question), data.row_length):
         yield [question, window], span

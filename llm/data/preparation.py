@@ -66,7 +66,9 @@ def prepare(
         say(f"data: {_summary(prepared.report)} (prepared before)")
         return prepared
     if folder.exists():
-        raise InputError(f"{folder} is not prepared data (it has no {finish.REPORT}); remove it or name another workdir")
+        raise InputError(
+            f"{folder} is not prepared data (it has no {finish.REPORT}); remove it or name another workdir"
+        )
     if (partial / PLAN).is_file():
         begun = json.loads((partial / PLAN).read_text(encoding="utf-8"))
         _refuse_changes(begun, plan, partial)
@@ -133,7 +135,7 @@ def _dataset(folder: pathlib.Path, side: str, report: dict, tokenizer: Tokenizer
     rows = folder / f"{side}.rows.npz"
     return Dataset.open(
         Shards.open(paths),
-        rows if data["packing"] != "none" else None,
+        rows if data["packing"] != "whole" else None,
         objective,
         specials(tokenizer),
         row_length=data["row_length"],
@@ -246,7 +248,9 @@ def _refer(spec: Preparation, workdir: pathlib.Path, say: Callable[[str], None])
     if (folder / finish.REPORT).is_file():
         old = json.loads((folder / finish.REPORT).read_text(encoding="utf-8"))
         if {name: old.get(name) for name in report} != report:
-            raise InputError(f"{folder} was made of other prepared folders or weights; name another workdir, or remove it")
+            raise InputError(
+                f"{folder} was made of other prepared folders or weights; name another workdir, or remove it"
+            )
     else:
         shutil.copyfile(pathlib.Path(spec.data.prepared[0]) / TOKENIZER, workdir / f"{TOKENIZER}.partial")
         (workdir / f"{TOKENIZER}.partial").replace(workdir / TOKENIZER)

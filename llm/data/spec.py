@@ -40,7 +40,7 @@ class DataSpec:
         max_documents: read no more than that many documents of each source; None reads all.
         row_length: tokens in a packed row; the longest example where nothing is packed.
         packing: "concatenate" joins documents and splits the stream into rows; "best_fit" keeps documents whole where
-            they fit; "none" makes each example a row of its own, for tasks with labels or targets.
+            they fit; "whole" makes each example a row of its own, for tasks with labels or targets.
         buckets: lengths that unpacked batches are padded to, ascending, the last being `row_length`; () has that one.
         prepared: folders that llm.prepare made, in place of `train`; several are a mixture.
         weights: how often each of `prepared` is drawn from, in proportion; () by their rows.
@@ -73,7 +73,7 @@ class DataSpec:
         _one_of("data.split_by", self.split_by, ("hash", "tail"))
         _one_of("data.txt", self.txt, ("file", "line", "paragraph"))
         _one_of("data.on_error", self.on_error, ("stop", "skip"))
-        _one_of("data.packing", self.packing, ("concatenate", "best_fit", "none"))
+        _one_of("data.packing", self.packing, ("concatenate", "best_fit", "whole"))
         if not 0 < self.validation_fraction < 1:
             raise InputError(f"data.validation_fraction={self.validation_fraction}: must lie between 0 and 1")
         if self.row_length < 2:
@@ -84,18 +84,18 @@ class DataSpec:
             raise InputError(f"data.fields={self.fields}: names of record keys, each once")
         if "text" not in self.fields:
             raise InputError(f'data.fields={self.fields}: one of them must be "text", which data.text names in records')
-        if self.packing != "none" and (len(self.fields) > 1 or self.label):
+        if self.packing != "whole" and (len(self.fields) > 1 or self.label):
             raise InputError(f"data.packing={self.packing!r} packs one text a document: with data.fields={self.fields} "
-                             f"and data.label={self.label!r} set data.packing='none'")  # fmt: skip
+                             f"and data.label={self.label!r} set data.packing='whole'")  # fmt: skip
         if self.answer and (len(self.fields) != 2 or self.fields[1] != "text" or self.label):
             raise InputError(
                 f"data.answer={self.answer!r} needs data.fields=('question', 'text') or another first field, and no label"
             )
-        if self.split_by == "tail" and not self.validation and not self.holdout and self.packing == "none":
-            raise InputError("data.split_by='tail' cuts documents, which data.packing='none' keeps whole; take 'hash'")
+        if self.split_by == "tail" and not self.validation and not self.holdout and self.packing == "whole":
+            raise InputError("data.split_by='tail' cuts documents, which data.packing='whole' keeps whole; take 'hash'")
         if self.buckets:
-            if self.packing != "none":
-                raise InputError("data.buckets are for data.packing='none'; packed rows have one length")
+            if self.packing != "whole":
+                raise InputError("data.buckets are for data.packing='whole'; packed rows have one length")
             if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[-1] != self.row_length:
                 raise InputError(
                     f"data.buckets={self.buckets}: ascending lengths, the last equal to data.row_length={self.row_length}"
@@ -106,7 +106,7 @@ class DataSpec:
             raise InputError(f"data.weights={self.weights}: must be positive")
 
 
-NORMALIZATIONS = ("NFC", "NFD", "NFKC", "NFKD", "none")
+NORMALIZATIONS = ("NFC", "NFD", "NFKC", "NFKD", "as_is")
 QUALITY_RULES = ("gopher_quality", "gopher_repetition", "c4", "fineweb")
 PERSONAL_DATA = ("email", "ip", "phone", "card", "national_id")
 
@@ -117,7 +117,7 @@ class CleanSpec:
 
     Attributes:
         repair: undo mojibake, text decoded by the wrong encoding (ftfy).
-        normalization: the Unicode form: NFC, NFD, NFKC, NFKD or "none".
+        normalization: the Unicode form: NFC, NFD, NFKC, NFKD or "as_is".
         markup: strip markup and boilerplate (navigation, scripts) from texts that are HTML.
         languages: ISO 639-1 codes to keep, ("en", "zh"); () keeps all and does not look.
         language_confidence: the least probability of a kept language.

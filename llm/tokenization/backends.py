@@ -128,6 +128,11 @@ def _without_specials(document: dict, kind: str, entries: dict[int, str], size: 
         model["vocab"] = {names.get(i, f" hole {i}"): i for i in range(size)}
         if unk is not None:
             model["unk_token"] = names[unk]
+        if model.get("merges"):
+            # A special token that merges would make is made no more.
+            pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+            renamed = {entries[i] for i in special if i in entries}
+            model["merges"] = [pair for pair in pairs if not renamed & {*pair, "".join(pair)}]
     added = [token for token in document.get("added_tokens") or [] if token["id"] not in special]
     return {**document, "model": model, "added_tokens": added, "truncation": None, "padding": None,
             "post_processor": None}  # fmt: skip
@@ -202,12 +207,10 @@ class SentencePieceBackend:
         return self._library.encode(texts, out_type=int)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self._library.encode(text, out_type="immutable_proto")
-        ids, offsets = [], []
-        for piece in encoded.pieces:
-            ids.append(piece.id)
-            offsets.append((piece.begin, piece.end))
-        return ids, offsets
+        encoded = self._library.encode(text, out_type="proto")
+        # The library counts bytes.
+        character = [n for n, c in enumerate(text) for _ in c.encode()] + [len(text)]
+        return [p.id for p in encoded.pieces], [(character[p.begin], character[p.end]) for p in encoded.pieces]
 
     def encode_part(self, text: str, first: bool) -> list[int]:
         return self._library.encode(text, out_type=int)

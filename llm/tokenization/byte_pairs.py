@@ -105,7 +105,9 @@ def tiktoken(path: pathlib.Path) -> dict[str, Any]:
         added = {token: max(ranks.values()) + 1 + n for n, token in enumerate(added)}
     taken = set(added.values()) & set(ranks.values())
     if taken:
-        raise InputError(f"{path}: id {min(taken)} belongs to a special token of {name}; these are ranks of another encoding")
+        raise InputError(
+            f"{path}: id {min(taken)} belongs to a special token of {name}; these are ranks of another encoding"
+        )
     vocab.update(added)
     # Every id up to the highest stands for something: a model may give any of them.
     holes = sorted(set(range(max(vocab.values()))) - set(vocab.values()))

@@ -108,7 +108,9 @@ def test_against_brute_force_in_any_order():
     documents = []
     for family in range(40):
         base = words(150, family)
-        documents += [base] + [edited(base, share, 100 * family + k) for k, share in enumerate((0.005, 0.01, 0.03, 0.3))]
+        documents += [base] + [
+            edited(base, share, 100 * family + k) for k, share in enumerate((0.005, 0.01, 0.03, 0.3))
+        ]
     texts = [" ".join(d) for d in documents]
     spec = DedupSpec(near=True, threshold=0.8, bands=60, rows=3)  # a pair of .8 is missed once in 10^19
     found = [shingles(t, 5) for t in texts]
@@ -167,7 +169,9 @@ def stage_result(stage, text):
 def test_repeated_lines_and_paragraphs_of_one_document():
     line = "This line is long enough to count."
     stages = dict(document_stages(DedupSpec(document_lines=True, document_paragraphs=True)))
-    found, tally = stage_result(stages["repeated lines"], f"{line}\nshort\n{line}\nshort\nanother line, also long enough\n")
+    found, tally = stage_result(
+        stages["repeated lines"], f"{line}\nshort\n{line}\nshort\nanother line, also long enough\n"
+    )
     assert found[0].text == f"{line}\nshort\nshort\nanother line, also long enough\n"
     assert tally.changed == {"repeated line": [1, 1, [{"id": "d", "detail": line}]]}
     found, _ = stage_result(stages["repeated paragraphs"], f"{line}\nmore\n\nmiddle\n\n{line}\nmore\n")

@@ -433,9 +433,9 @@ def test_ids_outside_the_vocabulary_are_named():
     [
         (dict(kind="masked"), GPT, {}, "no mask token; add it by tokenizer.special_tokens"),
         (dict(kind="masked", next_sentence=True), GPT, dict(packed=False), "no cls token"),
-        (dict(kind="masked", next_sentence=True), BERT, {}, "data.packing='none'"),
+        (dict(kind="masked", next_sentence=True), BERT, {}, "data.packing='whole'"),
         (dict(kind="masked", whole_words=True), BERT, {}, "where words begin"),
-        (dict(kind="classification"), BERT, {}, "data.packing='none'"),
+        (dict(kind="classification"), BERT, {}, "data.packing='whole'"),
         (dict(kind="classification"), BERT, dict(packed=False, classes=1), "data.label"),
         (dict(kind="seq2seq"), BERT, dict(packed=False), "two fields"),
         (dict(kind="span_qa", augment=("swap",)), BERT, dict(packed=False, fields=("q", "text")), "move the answers"),

