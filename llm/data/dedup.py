@@ -76,7 +76,7 @@ def band_keys(documents: Sequence[np.ndarray], spec: DedupSpec) -> np.ndarray:
     """(documents, bands) uint64: documents that agree in a band are candidates (MinHash, Broder 1997; banding, Indyk
     and Motwani 1998). A document without shingles gets keys of its own in every band: 0, which the search skips.
     """
-    from rensa import RMinHash
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # its module is compiled
 
     if not documents:
         return np.empty((0, spec.bands), np.uint64)

@@ -8,7 +8,7 @@ of workers nor Python's salted hashes can change the outcome.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -67,8 +67,7 @@ def exact_duplicates(table: Table) -> list[Removal]:
 
 def near_duplicates(
     table: Table,
-    band: Callable[[int], np.ndarray],
-    bands: int,
+    bands: Sequence[np.ndarray],
     alive: np.ndarray,
     shingles: Callable[[int], np.ndarray],
     threshold: float,
@@ -77,8 +76,7 @@ def near_duplicates(
 
     Args:
         table: what is known of the documents.
-        band: band(b) -> (documents,) uint64, the key of every document in band b; 0 is no key.
-        bands: how many bands there are.
+        bands: parts of (bands, documents of the part) uint64, the key of every document in each band; 0 is no key.
         alive: (documents,) bool, those that exact duplication left.
         shingles: shingles(document) -> its shingles; only candidates are asked for.
         threshold: the least Jaccard similarity.
@@ -88,8 +86,8 @@ def near_duplicates(
     """
     groups: dict[int, list[int]] = {}  # document -> the buckets it shares with another
     buckets = 0
-    for b in range(bands):
-        keys = np.where(alive, band(b), 0)
+    for b in range(len(bands[0])):
+        keys = np.where(alive, np.concatenate([part[b] for part in bands]), 0)
         _, bucket, count = np.unique(keys, return_inverse=True, return_counts=True)
         shared = np.flatnonzero((count[bucket] > 1) & (keys != 0))
         for document, group in zip(shared.tolist(), (bucket[shared] + buckets).tolist()):

@@ -145,7 +145,7 @@ class _Columns:
         arrays = {name: np.array(values, kinds[name]) for name, values in self.rows.items()}
         arrays["exact"] = arrays["exact"].reshape(count, 2)
         with whole(self.work.path(unit, "table.npz")) as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
         spec = self.work.spec.dedup
         if spec.near:
             bands = np.concatenate(self.bands) if self.bands else np.empty((0, spec.bands), np.uint64)
@@ -185,12 +185,7 @@ def decide(work: Work) -> None:
             else:
                 bands = [np.load(work.path(unit, "bands.npy"), mmap_mode="r") for unit in range(len(work.units))]
                 found, compared = duplicates.near_duplicates(
-                    table,
-                    lambda b: np.concatenate([part[b] for part in bands]),
-                    spec.dedup.bands,
-                    alive,
-                    texts.shingles,
-                    spec.dedup.threshold,
+                    table, bands, alive, texts.shingles, spec.dedup.threshold
                 )
             tally = _removed_tally(name, texts, alive, found, removed)
             if compared is not None:
@@ -280,7 +275,7 @@ def _check_disjoint(table: duplicates.Table, held: np.ndarray, texts: _Texts) ->
 def _check_sides(work: Work, validation: int, train: int, documents_: int) -> None:
     data = work.spec.data
     if not documents_:
-        raise InputError(f"{data.train}: no text is left after cleaning")
+        raise InputError(f"{data.train}: the corpus is empty, no text is left after cleaning")
     if validation and train:
         return
     if data.validation:
@@ -413,7 +408,7 @@ def encode(work: Work, unit: int) -> None:
 
 
 def _examples(work: Work, made: Tokenizer, document: Document, sequences: list, labels: dict[str, int]) -> Iterator:
-    """(ids by field, labels) of the examples that a document makes: one, or one a window where it answers a question."""
+    """(ids by field, labels) of a document's examples: one, or where it answers a question one a window."""
     data = work.spec.data
     if not data.answer:
         yield sequences, [labels[str(document.meta[data.label])]] if data.label else []

@@ -5,6 +5,7 @@ mark is taken off; UTF-16 and UTF-32, told by theirs, are refused. A reader call
 it cannot read and goes on behind it; `bad` may raise.
 """
 
+import collections
 import csv
 import dataclasses
 import json
@@ -166,9 +167,14 @@ def _blocks(file: File, stream) -> Iterator[tuple[int, bytes]]:
     offset = file.start
     left = None if file.end is None else file.end - file.start
     first = file.start == 0
+    if file.start and _foreign(file.path):
+        return  # the part that begins the file tells of it
+    _, packed = format_of(file.path.name) or ("", "")
+    # Of damaged data `read` gives nothing of the last block, `read1` all that stands before the damage.
+    take = stream.read1 if packed in (".gz", ".bz2", ".xz") else stream.read
     while left is None or left > 0:
         try:
-            block = stream.read(_BLOCK if left is None else min(left, _BLOCK))
+            block = take(_BLOCK if left is None else min(left, _BLOCK))
         except EOFError:
             raise _Broken(None, _TRUNCATED) from None
         except (OSError, zlib.error, ValueError) as error:
@@ -193,26 +199,34 @@ def _blocks(file: File, stream) -> Iterator[tuple[int, bytes]]:
         offset += len(block)
 
 
+def _foreign(path: pathlib.Path) -> bool:
+    """Whether a file begins with the mark of another encoding than UTF-8."""
+    with path.open("rb") as stream:
+        return stream.read(4).startswith(tuple(mark for mark, _ in _MARKS))
+
+
 def _lines(file: File, stream) -> Iterator[tuple[int, int, bytes]]:
     """Number of a line, offset of its first byte, and the line with its end."""
-    number, offset, held = file.line, file.start, b""
+    number, offset = file.line, -1
+    held: list[bytes] = []
     try:
         for place, block in _blocks(file, stream):
-            offset = place - len(held)
-            if held.endswith(b"\r") and not block.startswith(b"\n"):
-                yield number, offset, held
-                number, offset, held = number + 1, offset + len(held), b""
+            offset = place if offset < 0 else offset
+            if b"\n" not in block and b"\r" not in block:
+                held.append(block)  # joined once, where the line ends: long lines take time in proportion
+                continue
             # \n, \r\n and \r end the lines of bytes; str.splitlines knows many more.
-            lines = block.splitlines(keepends=True)
-            lines[0] = held + lines[0]
-            held = b"" if lines[-1].endswith(b"\n") else lines.pop()
+            lines = b"".join([*held, block]).splitlines(keepends=True)
+            # The last may go on, or be the first half of \r\n.
+            held = [] if lines[-1].endswith(b"\n") else [lines.pop()]
             for line in lines:
                 yield number, offset, line
                 number, offset = number + 1, offset + len(line)
     except _Broken as broken:
         raise _Broken(number if broken.line is None and number > file.line else None, broken.reason) from None
-    if held:
-        yield number, offset, held
+    for line in b"".join(held).splitlines(keepends=True):
+        yield number, offset, line
+        number, offset = number + 1, offset + len(line)
 
 
 def _decode(data: bytes, number: int, offset: int, bad: Bad) -> str | None:
@@ -295,7 +309,7 @@ class Records:
             return
         assert isinstance(record, dict)
         spec, file = self.spec, self.file
-        own = record.get(spec.id) if spec.id else None
+        own = self._own_id(record)
         meta = {key: value for key, value in record.items() if key != spec.text and (key != spec.id or own is None)}
         if not file.own_source:
             if "source" in meta:
@@ -304,6 +318,11 @@ class Records:
         if own is not None and len(self.ids) < _IDS:
             self.ids.add(str(own))
         yield Document(str(own) if own is not None else f"{file.name}:{number}", record[spec.text], meta)
+
+    def _own_id(self, record: dict) -> object:
+        """The id that a record brings; a blank one, as csv has where there is none, is none."""
+        own = record.get(self.spec.id) if self.spec.id else None
+        return None if own == "" else own
 
     def _refused(self, record: object, raw: str | None) -> str | None:
         spec = self.spec
@@ -316,8 +335,8 @@ class Records:
                 return f"{key!r} is {_short(record[key])}, expected a text"
         if spec.label and (not isinstance(record[spec.label], str | int) or isinstance(record[spec.label], bool)):
             return f"{spec.label!r} is {_short(record[spec.label])}, expected a label: a text or a whole number"
-        own = record.get(spec.id) if spec.id else None
-        if own is not None and (not isinstance(own, str | int) or isinstance(own, bool) or own == ""):
+        own = self._own_id(record)
+        if own is not None and (not isinstance(own, str | int) or isinstance(own, bool)):
             return f"{spec.id!r} is {_short(own)}, expected an id: a text or a whole number; data.id names it"
         if own is not None and str(own) in self.ids:
             return f"the id {own!r} stands twice in the file"
@@ -384,12 +403,18 @@ class _Rows:
     def __init__(self, file: File, stream):
         self.lines = _lines(file, stream)
         self.held: list[tuple[int, int, bytes]] = []
+        self.again: collections.deque[tuple[int, int, bytes]] = collections.deque()
+
+    def retry(self) -> None:
+        """Gives all lines of the row but its first once more: an open quote must not swallow the rest of the file."""
+        self.again.extendleft(reversed(self.held[1:]))
+        del self.held[1:]
 
     def __iter__(self):
         return self
 
     def __next__(self) -> str:
-        line = next(self.lines)
+        line = self.again.popleft() if self.again else next(self.lines)
         self.held.append(line)
         # A row with bytes that are not UTF-8 is refused as a whole, when it is known where it ends.
         return line[2].decode("utf-8", "surrogateescape")
@@ -409,6 +434,8 @@ def _csv(file: File, spec: DataSpec, kind: str, stream, bad: Bad) -> Iterator[Do
             return
         except csv.Error as error:
             wrong = f"not {kind}: {error}; a quote inside a quoted field is written twice"
+            rows.retry()
+            reader = csv.reader(rows, "excel-tab" if kind == "tsv" else "excel", strict=True)
         number, offset, raw = rows.held[0][0], rows.held[0][1], b"".join(line for _, _, line in rows.held)
         text = _decode(raw, number, offset, bad)
         if text is None:

@@ -62,7 +62,7 @@ class ShardWriter:
         self._tokens = self._tokens_path.open("wb")
 
     def add(
-        self, sequences: Sequence[Sequence[int]], labels: Sequence[int] = (), *, text_bytes: int = 0, name: str = ""
+        self, sequences: Sequence[Sequence[int] | np.ndarray], labels: Sequence[int] = (), *, text_bytes: int = 0, name: str = ""
     ) -> None:
         """Adds a document: its ids by field, its labels, and the bytes of its text.
 

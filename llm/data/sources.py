@@ -22,7 +22,7 @@ from llm.data.documents import Document
 from llm.data.spec import DataSpec
 from llm.errors import InputError
 
-UNIT_BYTES = 32 << 20
+UNIT_BYTES = 8 * 2**20
 SMALL_BYTES = 4 << 20  # a file up to that size is stamped by its content
 _BLOCK = 1 << 20
 
@@ -158,7 +158,7 @@ def stamp(source: str) -> str | None:
         if source in packaged.names() and source != packaged.EMBEDDED:
             return packaged.stamp(source)
         path = pathlib.Path(source)
-        if path.is_file():
+        if os.path.isfile(path):
             root, names = path.parent, [path.name]  # any file, also one that no reader has: a word list, a tokenizer
         else:
             root, names = _resolve(source)
@@ -207,9 +207,9 @@ def _resolve(source: str) -> tuple[pathlib.Path, list[str]]:
         return root, sorted(file.name for file in packaged.files(source))
     if _is_address(source):
         return root, [cache.download(source).name]
-    if path.is_dir():
+    if os.path.isdir(path):
         found = list(_walk(root))
-    elif path.is_file():
+    elif os.path.isfile(path):
         if readers.format_of(path.name) is None:
             raise InputError(f"{source}: no reader has such a file; there are {_formats()}")
         return root, [path.name]
@@ -243,9 +243,9 @@ def _root(source: str) -> pathlib.Path:
             raise InputError(f"{source}: the address must end in the name of a file that a reader has: {_formats()}")
         return cache.download(source).parent
     path = pathlib.Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
-    if path.is_file() or not _is_glob(source):
+    if os.path.isfile(path) or not _is_glob(source):
         return path.parent
     parts = path.parts
     fixed = next(n for n, part in enumerate(parts) if _is_glob(part))
@@ -285,9 +285,9 @@ def _walk(root: pathlib.Path) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
                 yield from inside(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
-            elif entry.is_file() or entry.is_symlink():  # a link to nothing is told of when it is read
+            elif entry.is_symlink() or entry.is_file():  # a link to nothing is told of when it is read
                 yield prefix + entry.name
 
     return inside(root, "", ())

@@ -89,19 +89,20 @@ class Work:
             return dict(arrays)
 
 
+_ROOMS = {"data": DataSpec, "clean": CleanSpec, "dedup": DedupSpec, "tokenizer": TokenizerSpec}
+
+
 @functools.lru_cache(maxsize=2)
 def _open(folder: pathlib.Path) -> Work:
     plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    rooms = {field.name: type(field.default) for field in dataclasses.fields(Preparation)}
-    settings = plan["settings"]
-    spec = Preparation(**{room: kind(**_tuples(settings[room])) for room, kind in rooms.items() if room in settings})
-    units = tuple(Unit(**entry["unit"]) for entry in plan["units"])
+    rooms: dict[str, Any] = {name: kind(**_tuples(plan["settings"][name])) for name, kind in _ROOMS.items()}
+    units = plan["units"]
     return Work(
         folder,
-        spec,
-        units,
-        tuple(entry["evaluation"] for entry in plan["units"]),
-        tuple(entry["limit"] for entry in plan["units"]),
+        Preparation(**rooms),
+        tuple(Unit(**entry["unit"]) for entry in units),
+        tuple(entry["evaluation"] for entry in units),
+        tuple(entry["limit"] for entry in units),
     )
 
 

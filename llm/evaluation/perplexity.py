@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from llm.data import Dataset, sequential
+from llm.data import Dataset, Mixture, sequential
 from llm.models import Model
 from llm.sharding import batch_shards
 from llm.training.losses import token_losses
@@ -45,7 +45,7 @@ def compile_row_losses(model: Model, loss_chunk: int | None) -> Callable:
 def perplexity(
     row_losses: Callable,
     params,
-    dataset: Dataset,
+    dataset: Dataset | Mixture,
     batch_size: int,
     mesh: jax.sharding.Mesh,
     limit: int | None = None,

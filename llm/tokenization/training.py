@@ -206,9 +206,8 @@ def _repeated(words: collections.Counter, alphabet: set[str]) -> Iterable[str]:
 
 
 def _unshifted(piece: str) -> str:
-    inner = _moved(piece[0], _BACK)
-    # A token that begins with an inner character is all inner ones.
-    return piece if inner is None else "##" + "".join(_moved(c, _BACK) or "" for c in piece)
+    continues = _moved(piece[0], _BACK) is not None
+    return ("##" if continues else "") + "".join(_moved(c, _BACK) or c for c in piece)
 
 
 # --- unigram ----------------------------------------------------------------------------------------------------------

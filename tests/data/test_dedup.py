@@ -28,8 +28,7 @@ def near(texts, spec=SPEC, evaluation=(), ids=None):
     keys = band_keys(found, spec)
     return near_duplicates(
         table(texts, evaluation, ids),
-        lambda b: keys[:, b],
-        spec.bands,
+        [keys.T],
         np.ones(len(texts), bool),
         found.__getitem__,
         spec.threshold,
@@ -95,7 +94,7 @@ def test_two_pairs_in_one_bucket_leave_two():
     # even when every document falls into one bucket, only verified pairs count
     found = [shingles(t, 5) for t in texts]
     all_alike = near_duplicates(
-        table(texts), lambda b: np.full(4, 9, np.uint64), 1, np.ones(4, bool), found.__getitem__, 0.8
+        table(texts), [np.full((1, 4), 9, np.uint64)], np.ones(4, bool), found.__getitem__, 0.8
     )[0]
     assert {(r.document, r.kept) for r in all_alike} == {(2, 0), (3, 1)}
 

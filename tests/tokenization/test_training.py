@@ -67,10 +67,16 @@ def test_any_text_comes_back(kind, text):
     assert tokenizer.decode(ids) == text
     stream = StreamDecoder(tokenizer)
     pieces = [stream.push(i) for i in ids]
-    assert "".join(pieces) == text and stream.flush() == "" and not any("\ufffd" in p for p in pieces if "\ufffd" not in text)
+    assert (
+        "".join(pieces) == text
+        and stream.flush() == ""
+        and not any("\ufffd" in p for p in pieces if "\ufffd" not in text)
+    )
     encoded, offsets = tokenizer.encode_with_offsets(text)
     assert encoded == ids and len(offsets) == len(ids)
-    assert {n for start, end in offsets for n in range(start, end)} >= {n for n, c in enumerate(text) if not c.isspace()}
+    assert {n for start, end in offsets for n in range(start, end)} >= {
+        n for n, c in enumerate(text) if not c.isspace()
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,7 +96,7 @@ def test_family_emoji_token_by_token():
     assert len(ids) == 21
     pieces = [stream.push(i) for i in ids]
     assert [p for p in pieces if p] == list(text) and stream.flush() == ""
-    assert made("chars").encode_with_offsets("a\u65e5\U0002b820")[1] == [(0, 1), (1, 2), *[(2, 3)] * 4]
+    assert made("chars").encode_with_offsets("a\u65e5\U0002b8f0")[1] == [(0, 1), (1, 2), *[(2, 3)] * 4]
 
 
 def test_offsets_of_bytes_have_their_character():
@@ -110,7 +116,7 @@ def test_wordpiece(lowercase, strip_accents):
     assert (tokenizer.encode("IT") == tokenizer.encode("it")) == lowercase
     assert (tokenizer.encode("\u00e9") == tokenizer.encode("e")) == strip_accents
     assert (tokenizer.encode("\u3070") == tokenizer.encode("\u306f")) == strip_accents
-    assert tokenizer.decode(tokenizer.encode("a\U0002b820b")) == "a [UNK] b"
+    assert tokenizer.decode(tokenizer.encode("a\U0002b8f0b")) == "a [UNK] b"
     assert tokenizer.decode(tokenizer.encode("it is,  the end")) == "it is , the end"
 
 
@@ -158,8 +164,8 @@ def test_starts_of_words():
         return [text[s] for i, (s, _) in zip(ids, tokenizer.encode_with_offsets(text)[1]) if starts[i]]
 
     for kind in ("bpe", "unigram"):
-        assert begins(kind, " quixotry, the end") == ["q", ",", "t", "e"]
-    assert begins("wordpiece", "quixotry, the end") == ["q", ",", "t", "e"]
+        assert begins(kind, " the zzz, the of") == ["t", " ", ",", "t", "o"]
+    assert begins("wordpiece", "the zzz, the of") == ["t", "z", ",", "t", "o"]
     assert made("bytes").starts_word[made("bytes").encode(" a,\u00e9")].tolist() == [True, False, True, False, False]
 
 
@@ -175,7 +181,9 @@ def test_training_is_the_same_in_every_process():
     here = [made(kind).fingerprint for kind in KINDS]
     for seed, threads in (("0", "1"), ("1", "2"), ("random", "4")):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}
-        done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
+        )
         assert done.stdout.split() == here
 
 
