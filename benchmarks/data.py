@@ -5,8 +5,8 @@
     python -m benchmarks.data --loader         tokens/s against slices of a flat memory-mapped file, as nanoGPT's loader
     python -m benchmarks.data --memory         peak memory of llm.prepare on 1, 4 and 16 times --megabytes
 
-Documents are made of sentences of the embedded corpus drawn at random, about 2 KB each, every tenth an edited copy of an
-earlier one. Peers run in turn with us, in one run; figures are medians. Writes benchmarks/results/data.json.
+Documents are made of sentences of the embedded corpus drawn at random, about 2 KB each, every tenth an edited copy of
+an earlier one. Peers run in turn with us, in one run; figures are medians. Writes benchmarks/results/data.json.
 """
 
 import argparse
@@ -102,7 +102,8 @@ def measure_stages(megabytes: float) -> dict[str, float]:
     near = DedupSpec(near=True)
     timed("MinHash", lambda: dedup.band_keys([dedup.shingles(d.text, near.shingle) for d in texts], near))
     tokenizer = tokenization.train(TokenizerSpec(vocab_size=8192), (d.text for d in texts[:2000]))
-    timed("encode (bpe, all cores)", lambda: [tokenizer.encode_batch([d.text for d in texts[k : k + 256]]) for k in range(0, len(texts), 256)])  # fmt: skip
+    batches = [[d.text for d in texts[k : k + 256]] for k in range(0, len(texts), 256)]
+    timed("encode (bpe, all cores)", lambda: [tokenizer.encode_batch(batch) for batch in batches])
     return {name: round(value, 2) for name, value in found.items()}
 
 
@@ -277,8 +278,9 @@ def measure_memory(megabytes: float, workers: int, times=(1, 4, 16)) -> list[dic
         with tempfile.TemporaryDirectory(dir=ROOT / "runs" if (ROOT / "runs").is_dir() else None) as name:
             folder = pathlib.Path(name)
             source = write(folder, megabytes * factor)
+            command = prepare_flags(source, folder / "run", workers)
             began = time.perf_counter()
-            with subprocess.Popen(prepare_flags(source, folder / "run", workers), cwd=ROOT, stdout=subprocess.DEVNULL) as process:  # fmt: skip
+            with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
                 peak, over = [0.0], threading.Event()
 
                 def watch(process=process, peak=peak, over=over):

@@ -25,10 +25,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a corpus's or an experiment's config")
     parser.add_argument("--input", metavar="SOURCE", help="short for --config.data.train=SOURCE, with no holdout")
     parser.add_argument("--workdir", metavar="FOLDER", help="the run's folder")
-    parser.add_argument("--on-error", choices=("stop", "skip"), help="short for --config.data.on_error: what to do with a record that cannot be read")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; all cores by default")  # fmt: skip
-    parser.add_argument("--executor", default="local", metavar="NAME", help="local, or datatrove's: datatrove (local tasks), slurm, ray")  # fmt: skip
-    parser.add_argument("--tasks", type=int, default=0, metavar="N", help="datatrove tasks; as many as workers by default")  # fmt: skip
+    on_error = "short for --config.data.on_error: what to do with a record that cannot be read"
+    parser.add_argument("--on-error", choices=("stop", "skip"), help=on_error)
+    cores = os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes; all cores by default")
+    executors = "local, or datatrove's: datatrove (local tasks), slurm, ray"
+    parser.add_argument("--executor", default="local", metavar="NAME", help=executors)
+    tasks = "datatrove tasks; as many as workers by default"
+    parser.add_argument("--tasks", type=int, default=0, metavar="N", help=tasks)
     parser.add_argument("--slurm-partition", default="", metavar="NAME")
     parser.add_argument("--slurm-time", default="08:00:00", metavar="H:M:S", help="time limit of a task")
     parser.add_argument("--list", action="store_true", help="list the packaged corpora")

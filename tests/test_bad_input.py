@@ -22,17 +22,27 @@ QUICK = "--config=experiments/quickstart.py:smoke"
         (["--confg.model.layers=2"], ["unknown argument '--confg.model.layers=2'"]),
         (["extra"], ["unknown argument 'extra'"]),
         (["--config.model.heads=3"], ["model.heads=3 does not divide model.width=64"]),
-        (["--config.model.vocab_size=100"], ["model.vocab_size=100 is smaller than the tokenizer's 512"]),
         (["--config.model.attention=flash"], ["model.attention='flash'", "blockwise"]),
-        (["--config.model.attention=cudnn"], ["attention: cudnn", "model.attention='auto'"]),
         (["--config.mesh.data=3"], ["data=3", "does not fit 1 devices"]),
         (["--config.training.batch_size=3", "--config.mesh.cpu_devices=2"], ["batch_size=3 is not a multiple"]),
-        (["--config.data.holdout=emmma"], ["data.holdout names 'emmma'", "emma"]),
         (["--config.data.train=nowhere"], ["there is no corpus 'nowhere'", "austen"]),
     ],
 )
 def test_wrong_overrides(flags, parts, tmp_path):
     assert_refused(verb("train", QUICK, f"--workdir={tmp_path / 'run'}", *flags), *parts)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        (["--config.model.vocab_size=100"], ["model.vocab_size=100 is smaller than the tokenizer's 512"]),
+        (["--config.model.attention=cudnn"], ["attention: cudnn", "model.attention='auto'"]),
+        (["--config.data.holdout=emmma"], ["data.holdout names 'emmma'", "emma"]),
+    ],
+)
+def test_wrong_overrides_that_only_the_data_show(flags, parts, tmp_path):
+    assert_refused_last(verb("train", QUICK, f"--workdir={tmp_path / 'run'}", *flags), *parts)
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -117,7 +127,7 @@ def test_wrong_corpora(tmp_path):
     assert_refused(prepare(folder, tmp_path / "run"), "offset 8")
     (folder / "b.txt").unlink()
     (folder / "c.jsonl").write_text('{"text": "fine"}\n{"txt": "not"}\n')
-    assert_refused(prepare(folder, tmp_path / "run"), "c.jsonl:2", '"text"')
+    assert_refused(prepare(folder, tmp_path / "run"), "c.jsonl:2", "there is no 'text'", "data.text")
     (folder / "c.jsonl").write_text('{"text": "fine"}\n{broken\n')
     assert_refused(prepare(folder, tmp_path / "run"), "c.jsonl:2", "not JSON")
     (folder / "c.jsonl").write_text(json.dumps({"text": "a lone \ud800 surrogate"}) + "\n")
@@ -206,6 +216,24 @@ def test_disk_that_fills_up_during_a_run(small_disk, corpus):
     assert steps == list(range(2, 401, 2))
 
 
+def test_disk_that_fills_up_during_a_preparation(small_disk, tmp_path):
+    disk, source = small_disk(12), tmp_path / "a.jsonl"
+    with source.open("w") as file:
+        for n in range(6000):
+            words = " ".join(f"word{(n * k) % 977}" for k in range(1, 60))
+            file.write(json.dumps({"text": f"{n} {words}"}) + "\n")
+    (disk / "ballast").write_bytes(bytes(disk_free(disk) - 3_000_000))
+    refused = prepare(source, disk / "run")
+    assert_refused_last(refused, "disk is full", "make room")
+    assert not (disk / "run" / "data").exists()
+    (disk / "ballast").unlink()
+    result = prepare(source, disk / "run")
+    assert result.returncode == 0 and "going on with" in result.stdout, result.stderr
+    assert prepare(source, tmp_path / "run").returncode == 0
+    reports = [json.loads((run / "data" / "report.json").read_text()) for run in (disk / "run", tmp_path / "run")]
+    assert reports[0] == reports[1]
+
+
 def disk_free(folder):
     numbers = os.statvfs(folder)
     return numbers.f_bavail * numbers.f_frsize
@@ -250,13 +278,13 @@ def test_changed_sources_of_prepared_data(tmp_path):
     write_corpus(folder)
     assert prepare(folder, tmp_path / "run").returncode == 0
     (folder / "new.txt").write_text("one more document")
-    assert_refused(prepare(folder, tmp_path / "run"), str(folder), "has changed since")
+    assert_refused(prepare(folder, tmp_path / "run"), str(folder), "has changed", "name another workdir")
 
 
 def test_a_validation_source_that_cleans_to_nothing(tmp_path, corpus):
     (tmp_path / "empty.txt").write_bytes(b"\x01\x02\x03")
     refused = prepare(corpus, tmp_path / "run", f"--config.data.validation={tmp_path / 'empty.txt'}")
-    assert_refused(refused, "empty.txt", "no validation text is left after cleaning")
+    assert_refused_last(refused, "empty.txt", "no validation text is left after cleaning")
 
 
 @pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "generate"])

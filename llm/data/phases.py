@@ -184,9 +184,7 @@ def decide(work: Work) -> None:
                 found, compared = duplicates.exact_duplicates(table), None
             else:
                 bands = [np.load(work.path(unit, "bands.npy"), mmap_mode="r") for unit in range(len(work.units))]
-                found, compared = duplicates.near_duplicates(
-                    table, bands, alive, texts.shingles, spec.dedup.threshold
-                )
+                found, compared = duplicates.near_duplicates(table, bands, alive, texts.shingles, spec.dedup.threshold)
             tally = _removed_tally(name, texts, alive, found, removed)
             if compared is not None:
                 tally["compared"] = compared

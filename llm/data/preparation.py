@@ -12,7 +12,8 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-from llm.data import finish
+from llm import tokenization
+from llm.data import finish, objectives
 from llm.data.execute import Execution, execute
 from llm.data.loader import Dataset
 from llm.data.mixture import Mixture
@@ -25,7 +26,7 @@ from llm.data.work import PLAN, Preparation, Work, write_json
 from llm.errors import InputError
 from llm.tokenization import Tokenizer
 
-DATA, TOKENIZER = "data", "tokenizer.json"
+DATA, TOKENIZER, SUBMITTED = "data", "tokenizer.json", "submitted"
 CHECK_BYTES = 2**30  # beyond that, opening checks the sizes of files but not each byte
 
 
@@ -58,26 +59,26 @@ def prepare(
     if spec.data.prepared:
         return _refer(spec, workdir, say)
     folder, partial = workdir / DATA, workdir / f"{DATA}.partial"
+    _check_objective(spec)
     plan = {"settings": spec.to_json(), "sources": _stamps(spec)}
     if (folder / finish.REPORT).is_file():
         shutil.rmtree(partial, ignore_errors=True)
         prepared = open_prepared(workdir, spec.objective)
-        _refuse_changes(prepared.report, plan, folder)
+        changes = _changes(prepared.report, plan)
+        if changes:
+            raise InputError(f"{folder} was prepared {', '.join(changes)}; name another workdir, or remove it")
         say(f"data: {_summary(prepared.report)} (prepared before)")
         return prepared
     if folder.exists():
         raise InputError(
             f"{folder} is not prepared data (it has no {finish.REPORT}); remove it or name another workdir"
         )
-    if (partial / PLAN).is_file():
-        begun = json.loads((partial / PLAN).read_text(encoding="utf-8"))
-        _refuse_changes(begun, plan, partial)
-        work = Work.open(partial)
-        done = sum(work.done(unit, "documents") for unit in range(len(work.units)))
-        say(f"data: going on with {partial}, where {done} of {len(work.units)} units are read")
-    else:
-        partial.mkdir(parents=True, exist_ok=True)
+    if not _goes_on(partial, plan, say):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         write_json(partial / PLAN, plan | {"units": _units(spec)})
+    if execution.executor == "slurm":
+        (partial / SUBMITTED).touch()
     if not execute(partial, execution, quiet):
         say("data: Slurm has the tasks; when they are done, the same command shows the result")
         return None
@@ -160,6 +161,23 @@ def specials(tokenizer: Tokenizer) -> Specials:
     )
 
 
+def _check_objective(spec: Preparation) -> None:
+    """Refuses, before anything is read, an objective that such data or such a tokenizer cannot serve."""
+    data = spec.data
+    if spec.objective.kind == "span_qa" and not data.answer:
+        raise InputError("objective.kind='span_qa' needs data.answer, the record key of the answer")
+    # Which special tokens a tokenizer has does not depend on the text that it is trained on.
+    tokenizer = tokenization.load(spec.tokenizer) if spec.tokenizer.path else tokenization.train(spec.tokenizer, ["a"])
+    objectives.require(
+        spec.objective,
+        specials(tokenizer),
+        packed=data.packing != "whole",
+        fields=data.fields,
+        classes=2 if data.label else 0,
+        row_length=data.row_length,
+    )
+
+
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
@@ -194,24 +212,39 @@ def _limits(spec: Preparation, found: list[Unit]) -> list[tuple[Unit, int | None
     return limited
 
 
-def _refuse_changes(old: dict, new: dict, folder: pathlib.Path) -> None:
-    """Raises InputError when settings or inputs are not those that a folder was made from, naming them."""
-    changed = [
+def _goes_on(partial: pathlib.Path, plan: dict, say: Callable[[str], None]) -> bool:
+    """Whether what an earlier command left half done is this command's to finish; if not, it says why."""
+    if not (partial / PLAN).is_file():
+        return False
+    begun = json.loads((partial / PLAN).read_text(encoding="utf-8"))
+    changes = _changes(begun, plan)
+    if changes and (partial / SUBMITTED).is_file():
+        raise InputError(f"{partial} was given to Slurm {'; '.join(changes)}; end those jobs and remove it")
+    if changes:
+        say(f"data: {partial} was begun {'; '.join(changes)}: starting anew")
+        return False
+    # Whether to stop at a bad record may change on the way: units that are done had none, or kept them aside.
+    write_json(partial / PLAN, begun | plan)
+    work = Work.open(partial)
+    done = sum(work.done(unit, "documents") for unit in range(len(work.units)))
+    say(f"data: going on with {partial}, where {done} of {len(work.units)} units are read")
+    return True
+
+
+def _changes(old: dict, new: dict) -> list[str]:
+    """What settings or inputs are not those that a folder was made from, named."""
+    settings = [
         f"{room}.{name}: {old['settings'].get(room, {}).get(name)!r} -> {value!r}"
         for room in new["settings"]
         for name, value in new["settings"][room].items()
-        if old["settings"].get(room, {}).get(name) != value
+        if old["settings"].get(room, {}).get(name) != value and (room, name) != ("data", "on_error")
     ]
-    if changed:
-        raise InputError(
-            f"{folder} was prepared with other settings ({'; '.join(changed)}); name another workdir, or remove it"
-        )
-    for source, mark in old["sources"].items():
-        # A source that is gone cannot have been changed: what was prepared from it still serves.
-        if new["sources"].get(source) not in (mark, None):
-            raise InputError(
-                f"{source} has changed since {folder} was prepared from it; name another workdir, or remove it"
-            )
+    # A source that is gone cannot have been changed: what was prepared from it still serves.
+    sources = [source for source, mark in old["sources"].items() if new["sources"].get(source) not in (mark, None)]
+    return [
+        *([f"with other settings ({'; '.join(settings)})"] if settings else []),
+        *(f"before {source} has changed" for source in sources if not settings),
+    ]
 
 
 def _summary(report: dict) -> str:
@@ -238,7 +271,8 @@ def _refer(spec: Preparation, workdir: pathlib.Path, say: Callable[[str], None])
         row_length = part.report["settings"]["data"]["row_length"] if "settings" in part.report else None
         if row_length not in (None, spec.data.row_length):
             raise InputError(
-                f"data.row_length={spec.data.row_length}, but {path} was prepared with rows of {row_length}; set it to that"
+                f"data.row_length={spec.data.row_length}, but {path} was prepared with rows of {row_length}; "
+                "set it to that"
             )
     report = {
         "prepared": [str(pathlib.Path(path).resolve()) for path in spec.data.prepared],

@@ -19,19 +19,21 @@ def markdown(made: dict) -> str:
         f"Fingerprint `{made['fingerprint']}`, tokenizer `{made['tokenizer']['fingerprint']}` with "
         f"{made['tokenizer']['vocab_size']:,} entries.",
         "",
-        "| split | documents | characters | bytes | tokens | rows | filled |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| split | documents | characters | bytes | tokens of text | tokens in rows | rows | filled |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, split in (("train", train), ("validation", validation)):
         filled = f"{split['filled']:.1%}" if "filled" in split else "unpacked"
         lines.append(
-            f"| {name} | {split['documents']:,} | {split['characters']:,} | {split['bytes']:,} | {split['tokens']:,} "
+            f"| {name} | {split['documents']:,} | {split['characters']:,} | {split['bytes']:,} "
+            f"| {split['text_tokens']:,} | {split['tokens']:,} "
             f"| {split['rows']:,} | {filled} |"
         )
     for name, split in (("train", train), ("validation", validation)):
         if split.get("longer_than_a_row"):
-            lines += ["", f"{split['longer_than_a_row']:,} {name} examples are longer than a row of "
-                          f"{data['row_length']} tokens and are cut when batches are made."]  # fmt: skip
+            together = " in all their fields together" if len(data["fields"]) > 1 else ""
+            lines += ["", f"{split['longer_than_a_row']:,} {name} examples have more than {data['row_length']} "
+                          f"tokens{together}; what does not fit a row is cut when batches are made."]  # fmt: skip
     if made["labels"]:
         lines += ["", f"Classes ({len(made['labels'])}): " + ", ".join(made["labels"])]
     lines += [
@@ -68,6 +70,19 @@ def _code(text: str) -> str:
     return text.replace("`", "'").replace("\n", "⏎").replace("\r", "␍")
 
 
+def bins(shortest: int, longest: int) -> list[int]:
+    """Edges of bins that widen with the lengths in them.
+
+    They are whole numbers and never narrow again: a bin that holds one length more than its neighbours would show a
+    peak where there is none.
+    """
+    edges, width = [shortest], 1
+    while edges[-1] <= longest:
+        width = max(width, edges[-1] // 6)
+        edges.append(edges[-1] + width)
+    return edges
+
+
 def draw_lengths(work: Work, path: pathlib.Path) -> None:
     """A histogram of document lengths in tokens, both splits, on logarithmic lengths."""
     import matplotlib
@@ -79,16 +94,16 @@ def draw_lengths(work: Work, path: pathlib.Path) -> None:
     for side in SPLITS:
         paths = [p for unit in range(len(work.units)) if (p := work.path(unit, f"{side}.tokens")).is_file()]
         lengths[side] = np.maximum(Shards.open(paths).lengths().sum(axis=1), 1)
-    top = max(int(values.max()) for values in lengths.values())
-    # At least one bin a power of two, and whole numbers between them.
-    edges = np.unique(np.round(np.geomspace(1, top + 1, 41)).astype(np.int64))
-    edges = edges if len(edges) > 1 else np.array([1, 2])
+    edges = bins(min(int(values.min()) for values in lengths.values()), max(int(v.max()) for v in lengths.values()))
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     for side, values in lengths.items():
-        axes.hist(values, bins=edges.tolist(), histtype="stepfilled", alpha=0.6, label=f"{side} ({len(values):,})")
-    row = work.spec.data.row_length
-    axes.axvline(row, color="black", linestyle="--", linewidth=1, label=f"row of {row}")
+        axes.hist(values, bins=edges, histtype="stepfilled", alpha=0.6, label=f"{side} ({len(values):,})")
+    row, buckets = work.spec.data.row_length, work.spec.data.buckets
+    for bucket in buckets[:-1]:
+        axes.axvline(bucket, color="grey", linestyle=":", linewidth=1)
+    axes.axvline(row, color="black", linestyle="--", linewidth=1, label=f"row of {row}" + ", buckets" * bool(buckets))
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("tokens in a document")
     axes.set_ylabel("documents")
     axes.legend()

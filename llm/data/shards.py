@@ -62,7 +62,12 @@ class ShardWriter:
         self._tokens = self._tokens_path.open("wb")
 
     def add(
-        self, sequences: Sequence[Sequence[int] | np.ndarray], labels: Sequence[int] = (), *, text_bytes: int = 0, name: str = ""
+        self,
+        sequences: Sequence[Sequence[int] | np.ndarray],
+        labels: Sequence[int] = (),
+        *,
+        text_bytes: int = 0,
+        name: str = "",
     ) -> None:
         """Adds a document: its ids by field, its labels, and the bytes of its text.
 
@@ -76,8 +81,8 @@ class ShardWriter:
             if len(ids) and not (0 <= ids.min() and ids.max() < self._header["vocab_size"]):
                 wrong = ids[(ids < 0) | (ids >= self._header["vocab_size"])][0]
                 raise InputError(
-                    f"{name}: token id {wrong} is outside the vocabulary of {self._header['vocab_size']}; the tokenizer "
-                    "does not fit its own vocabulary"
+                    f"{name}: token id {wrong} is outside the vocabulary of {self._header['vocab_size']}; "
+                    "the tokenizer does not fit its own vocabulary"
                 )
             self._tokens.write(ids.astype(self._dtype).tobytes())
             self._offsets.append(self._offsets[-1] + len(ids))

@@ -85,11 +85,14 @@ class DataSpec:
         if "text" not in self.fields:
             raise InputError(f'data.fields={self.fields}: one of them must be "text", which data.text names in records')
         if self.packing != "whole" and (len(self.fields) > 1 or self.label):
-            raise InputError(f"data.packing={self.packing!r} packs one text a document: with data.fields={self.fields} "
-                             f"and data.label={self.label!r} set data.packing='whole'")  # fmt: skip
+            raise InputError(
+                f"data.packing={self.packing!r} packs one text a document: with data.fields={self.fields} "
+                f"and data.label={self.label!r} set data.packing='whole'"
+            )
         if self.answer and (len(self.fields) != 2 or self.fields[1] != "text" or self.label):
             raise InputError(
-                f"data.answer={self.answer!r} needs data.fields=('question', 'text') or another first field, and no label"
+                f"data.answer={self.answer!r} needs data.fields=('question', 'text') or another first field, "
+                "and no label"
             )
         if self.split_by == "tail" and not self.validation and not self.holdout and self.packing == "whole":
             raise InputError("data.split_by='tail' cuts documents, which data.packing='whole' keeps whole; take 'hash'")
@@ -98,7 +101,8 @@ class DataSpec:
                 raise InputError("data.buckets are for data.packing='whole'; packed rows have one length")
             if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[-1] != self.row_length:
                 raise InputError(
-                    f"data.buckets={self.buckets}: ascending lengths, the last equal to data.row_length={self.row_length}"
+                    f"data.buckets={self.buckets}: ascending lengths, "
+                    f"the last equal to data.row_length={self.row_length}"
                 )
         if self.weights and len(self.weights) != len(self.prepared):
             raise InputError(f"data.weights={self.weights}: one for each of data.prepared={self.prepared}")

@@ -17,42 +17,66 @@ _BLOCKS = (
 )  # fmt: skip
 UNSPACED = "".join(f"{first}-{last}" for first, last in _BLOCKS)  # the inside of a character class of re
 
-# One pass over ASCII: letters to lower case, everything else but digits to a space.
-_ASCII = str.maketrans({i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)})
+# The forms in which an apostrophe is typed: "\u02bc" is a letter to Unicode, "`" and "\u00b4" stand in for it.
+APOSTROPHES = "'`\u00b4\u02bc\u2018\u2019"
+
+# One pass over ASCII: letters to lower case, apostrophes out, everything else but digits to a space.
+_ASCII = str.maketrans(
+    {i: None if chr(i) in APOSTROPHES else chr(i).lower() if chr(i).isalnum() else " " for i in range(128)}
+)
 
 _UNIT = re.compile(f"[{UNSPACED}]")
 _WORDS = re.compile(rf"[{UNSPACED}][^\s\w]*|[^\s{UNSPACED}]+")
 
 
+# A half-width voicing mark and its letter: to be composed before units are set apart.
+_HALF_MARK = re.compile("[\uff9e\uff9f]")
+_VOICED = re.compile(".[\uff9e\uff9f]", re.S)
+
+
 class _Folded(dict):
-    """Code point -> what stands for it: its casefold, with spaces around a unit; a space for what divides words."""
+    """Code point -> what stands for it: its plain form (NFKC), casefolded, with spaces around a unit; a space for what
+    divides words; nothing for what cannot be seen.
+    """
 
     def __missing__(self, code: int) -> str:
-        character = chr(code)
-        kind = unicodedata.category(character)
-        if 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF:
-            found = ""  # variation selectors choose among shapes of one character
-        elif kind[0] not in "LMN":
-            found = " "
-        elif kind != "Nd" and _UNIT.match(character):
-            found = f" {character} "
-        else:
-            found = character.casefold()
-        self[code] = found
+        self[code] = found = self._fold(chr(code))
         return found
+
+    def _fold(self, character: str) -> str:
+        kind, plain = unicodedata.category(character), unicodedata.normalize("NFKC", character)
+        if character in APOSTROPHES or _invisible(ord(character), kind):
+            return ""
+        if plain != character:
+            # Letters and digits in other forms are theirs, one or several; of signs, those of one letter.
+            several = len(plain) > 1 and kind[0] not in "LMN"
+            return " " if several else "".join(self[ord(c)] for c in plain)
+        if kind[0] not in "LMN":
+            return " "
+        return f" {character} " if kind != "Nd" and _UNIT.match(character) else character.casefold()
+
+
+def _invisible(code: int, kind: str) -> bool:
+    selector = 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF  # they choose among shapes of one character
+    noncharacter = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    return selector or noncharacter or (kind == "Cf" and not 0x0600 <= code < 0x0900)  # the signs of Arabic are seen
 
 
 _FOLDED = _Folded()
 
 
 def normalised_words(text: str) -> list[str]:
-    """The words of a text, casefolded, in NFC, without punctuation; a character of a script without spaces is one.
+    """The words of a text, casefolded, in NFKC, without punctuation; a character of a script without spaces is one.
 
-    Letters, marks and digits make words and everything else divides them: "Don't" is "don", "t".
+    Letters, marks and digits make words. Apostrophes and characters that cannot be seen (soft hyphens, joiners,
+    variation selectors) are left out, and everything else divides: "Don't" is "dont", "co-op" is "co", "op".
     """
     if text.isascii():
         return text.translate(_ASCII).split()
-    return unicodedata.normalize("NFC", text).translate(_FOLDED).split()
+    if _HALF_MARK.search(text):
+        text = _VOICED.sub(lambda pair: unicodedata.normalize("NFKC", pair[0]), text)
+    text = unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", text.translate(_FOLDED)).split()
 
 
 def words(text: str) -> list[str]:

@@ -59,7 +59,7 @@ class Work:
     @classmethod
     def open(cls, folder: pathlib.Path) -> "Work":
         """Reads the plan in `data.partial`."""
-        return _open(folder)
+        return _open(folder, (folder / PLAN).stat().st_mtime_ns)
 
     def path(self, unit: int | str, name: str) -> pathlib.Path:
         """The place of a unit's file, or of one of the whole preparation's."""
@@ -93,7 +93,7 @@ _ROOMS = {"data": DataSpec, "clean": CleanSpec, "dedup": DedupSpec, "tokenizer":
 
 
 @functools.lru_cache(maxsize=2)
-def _open(folder: pathlib.Path) -> Work:
+def _open(folder: pathlib.Path, written: int) -> Work:
     plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     rooms: dict[str, Any] = {name: kind(**_tuples(plan["settings"][name])) for name, kind in _ROOMS.items()}
     units = plan["units"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from llm.errors import InputError
 from llm.tokenization import byte_pairs, special, training
-from llm.tokenization.backends import CONTROL, SENTENCEPIECE, USER_DEFINED, read_proto
+from llm.tokenization.backends import CONTROL, SENTENCEPIECE, read_proto
 from llm.tokenization.spec import TokenizerSpec
 from llm.tokenization.tokenizer import META, Tokenizer
 
@@ -189,7 +189,7 @@ def _add(made: dict[str, Any], spec: TokenizerSpec, where: str) -> None:
         model = read_proto(base64.b64decode(meta[SENTENCEPIECE]))
         ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
         for token in spec.special_tokens:
-            if token in ids and model.pieces[ids[token]].type == USER_DEFINED:
+            if token in ids and model.pieces[ids[token]].type != CONTROL:
                 raise InputError(f"tokenizer.special_tokens: {token!r} is an ordinary word of {where}")
         new = special.additions(ids, spec.special_tokens, spec.sentinels, where)
         for token in new:

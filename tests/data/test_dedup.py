@@ -181,7 +181,8 @@ def test_repeated_lines_and_paragraphs_of_one_document():
 def test_lines_of_many_documents():
     footer, own = "Copyright 2020 by the example company", "a line that stands only here, {}"
     documents = [Document(str(i), f"{own.format(i)}\n{footer}\n") for i in range(5)] + [Document("5", footer + "\n")]
-    parts = [np.sort(np.concatenate([np.unique(dedup.line_keys(d.text.split("\n"), 20)) for d in documents[k::2]])) for k in (0, 1)]  # fmt: skip
+    own_keys = [np.unique(dedup.line_keys(d.text.split("\n"), 20)) for d in documents]
+    parts = [np.sort(np.concatenate(own_keys[k::2])) for k in (0, 1)]
     listed = frequent(parts, more_than=5)
     assert len(listed) == 1 and len(frequent(parts, more_than=6)) == 0
     note: list = []

@@ -156,7 +156,7 @@ def test_a_mixture_draws_in_proportion_at_every_prefix(tmp_path):
             split = joined([batch_at(mixture, 1, step, 8, part, hosts) for part in range(hosts)])
             assert same(split, batch_at(mixture, 1, step, 8))
     kept = np.concatenate([b["tokens"][b["weights"][:, 0] > 0, 1] for b in sequential(mixture, 4)])
-    assert sorted(kept.tolist()) == sorted([10 + n for n in range(11)] + [60 + n for n in range(7)] + [110 + n for n in range(5)])  # fmt: skip
+    assert sorted(kept.tolist()) == [*range(10, 21), *range(60, 67), *range(110, 115)]
     # over the border of a block
     far = [batch_at(mixture, 1, BLOCK // 8 + k, 8)["tokens"][:, 1] for k in (-1, 0)]
     assert all(len(f) == 8 for f in far)

@@ -502,7 +502,8 @@ def test_augmentation_is_seeded_and_never_empties():
 
 
 def test_the_end_of_text_that_opens_a_document_is_never_told():
-    specials = Specials(vocab_size=200, end_of_text=0, pad=1, cls=2, sep=3, mask=4, bos=5, sentinels=tuple(range(199, 149, -1)))  # fmt: skip
+    sentinels = tuple(range(199, 149, -1))
+    specials = Specials(vocab_size=200, end_of_text=0, pad=1, cls=2, sep=3, mask=4, bos=5, sentinels=sentinels)
     tokens = np.tile(np.array([0, 9, 9, 9, 9]), (30, 6))
     segments = np.tile(np.repeat(np.arange(1, 7), 5), (30, 1))
     spec = ObjectiveSpec(kind="span_corruption", mask_rate=0.3, mean_span=2)

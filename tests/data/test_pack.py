@@ -79,7 +79,8 @@ def test_bad_shards_are_refused(tmp_path):
     whole = path.read_bytes()
     for damaged, message in (
         (whole[:-2], "bytes, its header promises"), (whole + b"xx", "bytes, its header promises"),
-        (b"nonsense" + whole[8:], "does not begin with"), (whole[:20], "cut off in its header"), (b"", "does not begin"),
+        (b"nonsense" + whole[8:], "does not begin with"), (b"", "does not begin"),
+        (whole[:20], "cut off in its header"),
     ):  # fmt: skip
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=message):

@@ -33,20 +33,22 @@ TEXTS = [
     "Hello  world's  DON'T they've 3.14159 12345678\n\n  \t tail   ",
     "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0 \u3070\u3067\u3001\u4e2d\u6587\u6587\u672c\u3002\ud55c\uad6d\uc5b4",
     "\u0417\u0434\u0440\u0430\u0432\u0441\u0442\u0432\u0443\u0439, \u043c\u0438\u0440! \u0393\u03b5\u03b9\u03ac",
-    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd "
+    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
     "e\u0301 \u00e9 na\u00efve \u00c5ngstr\u00f6m \u0130stanbul \u017f\u00df \ufb01n",
     "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2764\ufe0f \U0001d54f",
     "a\U0002b820b \u00a0\u3000\u200b|\u2028\u0085",
     "def f(x):\n\treturn {'a': x[0] ** 2}  # 100%\r\n\r\n",
     "<|endoftext|> </s> [SEP] <extra_id_0> <0x41>",
-    "", " ", "\n", "      x",
+    "", " ", "\n", "      x", "1000000 0000000\u0661  \n\n  \n x", "x'S \t\t\n   ",
 ]  # fmt: skip
 
 
 def corpus() -> list[str]:
     """Text to train on: English, and the samples."""
     text = lzma.open(CORPUS, "rt", encoding="utf-8").read()[:120_000]
-    return [*text.split("\n"), *TEXTS[:9]]
+    numbers = ["1000000 0000 11110000 123 1234", "x  \n  \n    \n\n\n    x", "x   \n   ", "x'S y'S"] * 50
+    return [*text.split("\n"), *TEXTS[:9], *numbers]
 
 
 def train_byte_level(size: int) -> tuple[dict[str, int], list[list[str]]]:
@@ -141,8 +143,8 @@ def small_spiece() -> list:
 
 
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim }}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 
@@ -244,7 +246,8 @@ def main() -> None:
     real["qwen3"] = node(
         f"const source = require('fs').readFileSync({json.dumps(str(qwen3))}, 'utf8');"
         "const t = eval(source.replace('var undefined=', 'globalThis.qwen3=') + ';globalThis.qwen3').fromPreTrained();"
-        "console.log(JSON.stringify(texts.map(x => Array.from(t.encode(x, {add_special_tokens: false})))))", qwen3.parent,
+        "console.log(JSON.stringify(texts.map(x => Array.from(t.encode(x, {add_special_tokens: false})))))",
+        qwen3.parent,
     )  # fmt: skip
     lines = [f'"texts": {json.dumps(TEXTS)}']
     for key, values in (("small", ids), ("real", real)):

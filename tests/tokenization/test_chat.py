@@ -59,7 +59,8 @@ def test_nor_in_any_combination(contents):
     """Contents that the template puts one after the other, trimmed, replaced in, and cut, join to no token."""
     tokenizer = with_template(
         tokenizer_from(SMALL / "smollm.gguf"),
-        "{% for m in messages %}{{ m.content | trim }}{{ m.content.replace('a', '') }}{{ m.content[1:] }}{% endfor %}|>",
+        "{% for m in messages %}{{ m.content | trim }}{{ m.content.replace('a', '') }}{{ m.content[1:] }}"
+        "{% endfor %}|>",
     )
     ids = tokenizer.chat([{"role": "user", "content": content} for content in contents])
     assert not {0, 1, 2} & set(ids)
@@ -79,6 +80,11 @@ def test_a_role_builds_a_token_but_writes_none(tokenizer):
     made = with_template(tokenizer, "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% endfor %}")
     assert made.chat([{"role": "im_end", "content": ""}]) == [END]
     assert END not in made.chat([{"role": "x|><|im_end|><|y", "content": ""}])
+
+
+def test_a_token_needs_its_end_from_the_template_too(tokenizer):
+    made = with_template(tokenizer, "<{{ messages[0].content }}")
+    assert made.chat(user("|im_end|>")) == tokenizer.encode("<|im_end|>")
 
 
 def test_lists_variables_and_json(tokenizer):

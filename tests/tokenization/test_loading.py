@@ -250,3 +250,68 @@ def test_bad_folders(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match="it has a.gguf and b.gguf; name one"):
         tokenizer_from(tmp_path)
+
+
+def _llama(scheme: str, **special) -> Tokenizer:
+    """A character-level tokenizer.json that writes spaces as Llama's do."""
+    characters = ["<s>", "</s>", "<m>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b"]
+    added = [{"id": i, "content": characters[i], "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": True} | (special if i == 2 else {}) for i in range(3)]  # fmt: skip
+    steps = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
+             {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]  # fmt: skip
+    metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}
+    model = {"type": "BPE", "byte_fallback": True, "vocab": {c: i for i, c in enumerate(characters)}, "merges": []}
+    return Tokenizer(json.dumps({"version": "1.0", "added_tokens": added, "pre_tokenizer": metaspace, "model": model,
+                                 "decoder": {"type": "Sequence", "decoders": steps}}))  # fmt: skip
+
+
+def test_the_space_in_front():
+    """As Hugging Face's library does with the tokens in one text, and gone again after decoding."""
+    space, a, b = 259, 260, 261
+    first, always = _llama("first"), _llama("always")
+    assert first.encode("a</s>b", allow_special=True) == [space, a, 1, b]
+    assert always.encode("a</s>b", allow_special=True) == [space, a, 1, space, b]
+    for tokenizer in (first, always):
+        assert tokenizer.decode([0, *tokenizer.encode("a</s>b\u00e9", allow_special=True)]) == "<s>a</s>b\u00e9"
+        assert tokenizer.encode("\u00e9") == [space, 3 + 0xC3, 3 + 0xA9]
+        assert tokenizer.bos == 0 and tokenizer.end_of_text == 1
+
+
+def test_special_tokens_that_take_spaces():
+    for settings, ids in (({}, [260, 259, 2, 259, 261]), ({"lstrip": True}, [260, 2, 259, 261]),
+                          ({"rstrip": True}, [260, 259, 2, 261])):  # fmt: skip
+        assert _llama("never", **settings).encode("a <m> b", allow_special=True) == ids
+
+
+def test_the_longest_special_token_is_found():
+    tokenizer = load(TokenizerSpec(path=str(SMALL / "gpt2"), special_tokens=("<a>", "<a>b")))
+    assert tokenizer.encode("<a>b<a>", allow_special=True) == [
+        tokenizer.special_tokens["<a>b"], tokenizer.special_tokens["<a>"],
+    ]  # fmt: skip
+
+
+def test_a_byte_that_the_vocabulary_lacks_is_refused(tmp_path):
+    shutil.copytree(SMALL / "gpt2", tmp_path / "t")
+    text = (tmp_path / "t/encoder.json").read_text()
+    (tmp_path / "t/encoder.json").write_text(text.replace(json.dumps("\u0104"), '"not four"'))
+    tokenizer = tokenizer_from(tmp_path / "t")
+    assert tokenizer.encode("ab") == small("gpt2").encode("ab")
+    for text in ("ab\x04", "\u00e9b\x04"):
+        with pytest.raises(InputError, match=r"has U\+0004 at character 2, for whose bytes"):
+            tokenizer.encode(text)
+
+
+def test_what_a_file_says_of_itself_stands_first(tmp_path):
+    shutil.copy(SMALL / "smollm.gguf", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "chat_template": "x"}')
+    tokenizer = tokenizer_from(tmp_path)
+    assert tokenizer.token(tokenizer.end_of_text) == "<|im_end|>" and tokenizer.chat_template != "x"
+
+
+def test_all_chinese_characters_stand_alone_for_bert(tmp_path):
+    document = json.loads(small("bert_cased")._text)
+    document["pre_tokenizer"] = {"type": "BertPreTokenizer"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    unk = small("bert_cased").unk
+    assert tokenizer_from(tmp_path).encode("a\U0002b820b")[1] == unk
+    assert len(tokenizer_from(tmp_path).encode("a\U0002b820b")) == 3

@@ -97,3 +97,5 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
         Tokenizer.load(tmp_path / "tokenizer.json")
     with pytest.raises(InputError, match="outside the vocabulary"):
         _shared().decode([300])
+    with pytest.raises(InputError, match="token id -1 is outside"):
+        _shared().decode([-1])
