@@ -209,7 +209,7 @@ def _parts(message: email.message.Message, named: list[str]) -> list[tuple[str, 
 
 def _header(value, named: list[str]) -> str:
     """A header's text: encoded words decoded, bytes that stand there raw read like those of a body."""
-    pieces = email.header.decode_header(value or "")
+    pieces = email.header.decode_header(re.sub("[\r\n]+", "", value) if isinstance(value, str) else value or "")
     return "".join(p if isinstance(p, str) else decode(p, [charset or "", *named]) for p, charset in pieces)
 
 

@@ -134,3 +134,38 @@ def test_splits_of_many_rows_show_the_objective(corpus, tmp_path):
     batch = next(sequential(found.train, 8))
     assert set(batch) == {"tokens", "targets", "weights", "segments", "positions"}
     assert found.report["train"]["filled"] > 0.9
+
+
+def test_an_account_that_does_not_balance_stops_the_run():
+    from llm.data.finish import _check_balance
+    from llm.errors import RunFailed
+
+    def report(**wrong):
+        stages = [vars(Tally("read", 3, 30, 3, 30)), vars(Tally("clean", 3, 30, 2, 15, {"empty": [1, 10, []]}))]
+        stages[1] |= {name: value for name, value in wrong.items() if name in stages[1]}
+        split = {"documents": 1, "characters": 7, "text_tokens": 4, "text_tokens_in_shards": wrong.get("tokens", 4)}
+        settings = {"data": {"split_by": "hash"}}
+        train = {**split, "characters": wrong.get("train", 8)}
+        return {"settings": settings, "stages": stages, "train": train, "validation": dict(split)}
+
+    _check_balance(report())
+    for wrong in ({"documents_in": 4}, {"characters_in": 29}, {"documents_out": 3}, {"train": 9}, {"tokens": 5}):
+        with pytest.raises(RunFailed):
+            _check_balance(report(**wrong))
+
+
+def test_no_more_documents_than_asked_for(corpus, tmp_path):
+    limited = prepared(corpus, tmp_path / "a", max_documents=3, holdout=(), split_by="tail")
+    assert limited.report["stages"][0]["documents_in"] == 3
+    assert limited.report["train"]["ids"] == ["part0", "part1", "part2"]
+
+
+def test_a_tokenizer_is_trained_on_a_sample(corpus, tmp_path):
+    found = []
+    for number, sample in enumerate((100_000_000, 20_000)):
+        spec = Preparation(
+            data=DataSpec(train=str(corpus), **SPEC), tokenizer=TokenizerSpec(vocab_size=600, sample_bytes=sample)
+        )
+        found.append(prepare(spec, tmp_path / str(number), say=lambda _: None, quiet=True))
+    assert found[0].tokenizer.fingerprint != found[1].tokenizer.fingerprint
+    assert found[1].tokenizer.vocab_size == 600

@@ -368,7 +368,7 @@ def test_settings_have_one_home():
         (["--config.objective.kind=classification"], "data.packing='whole'"),
         (["--config.objective.kind=classification", "--config.data.packing=whole"], "needs labels"),
         (["--config.objective.kind=span_corruption"], "sentinels"),
-        (["--config.objective.kind=span_qa", "--config.data.packing=whole", "--config.data.fields=q,text"], "data.answer"),
+        (["--config.objective.kind=span_qa", "--config.data.packing=whole"], "data.answer"),
         (["--config.data.fields=text,target"], "data.packing='whole'"),
         (["--config.data.packing=loose"], "concatenate, best_fit, whole"),
         (["--config.data.buckets=64,32"], "data.packing='whole'"),
@@ -400,7 +400,7 @@ def test_questions(tmp_path):
          "answer": {"text": "the Romans", "start": text.index("the Romans")}}
         for n in range(30)
     ] + [{"id": "none", "question": "Why?", "text": "Nobody knows it at all.", "answer": None},
-         {"id": "bad", "question": "What?", "text": "Something.", "answer": {"text": "elsewhere", "start": 0}}]  # fmt: skip
+         {"id": "bad", "question": "Who?", "text": "Me.", "answer": {"text": "elsewhere", "start": 0}}]  # fmt: skip
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(r) for r in records))
     result = verb(
         "prepare", f"--input={tmp_path / 'a.jsonl'}", f"--workdir={tmp_path / 'run'}", "--config.data.answer=answer",
