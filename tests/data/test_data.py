@@ -168,4 +168,3 @@ def test_a_tokenizer_is_trained_on_a_sample(corpus, tmp_path):
         )
         found.append(prepare(spec, tmp_path / str(number), say=lambda _: None, quiet=True))
     assert found[0].tokenizer.fingerprint != found[1].tokenizer.fingerprint
-    assert found[1].tokenizer.vocab_size == 600
