@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -221,3 +222,15 @@ def test_compile_tpu_reads_the_figures_of_each_kernel(tmp_path):
         assert 0 < row["step"] < row["bundles"] and 2**16 < row["vmem"] < 2**24, row
     # dk and dv of 256 keys, float32, stay on the chip.
     assert rows["ours", "dq, dk, dv"]["vmem"] > 2 * 4 * 256 * 128
+
+
+def test_data_is_measured_on_the_same_text_every_time():
+    from benchmarks import data
+
+    texts = list(data.documents(0.2))
+    assert texts == list(data.documents(0.2)) and 150_000 < sum(map(len, texts)) < 260_000
+    assert len(set(texts)) == len(texts) and any(" somewhere " in text for text in texts)
+    found = data.measure_stages(0.1)
+    assert {"read jsonl", "clean", "gopher_quality", "MinHash", "encode (bpe, all cores)"} <= set(found)
+    assert all(rate > 0 for rate in found.values())
+    assert 30 < data.resident_megabytes(os.getpid()) < 20_000

@@ -216,9 +216,10 @@ def _header(value, named: list[str]) -> str:
 def decode(data: bytes, charsets: list[str]) -> str:
     """The text of bytes: UTF-8 where they are that, else the first of `charsets` that fits, else windows-1252.
 
-    What fits none is read as latin-1, which has a character for each byte.
+    What fits none is read as latin-1, which has a character for each byte. Encodings that switch alphabets by escapes
+    (ISO 2022) are ASCII to the eye, and asked for first.
     """
-    for charset in ("utf-8", *charsets, "windows-1252"):
+    for charset in (*(charsets if b"\x1b" in data else ()), "utf-8", *charsets, "windows-1252"):
         try:
             return data.decode(codecs.lookup(charset).name)
         except (LookupError, UnicodeDecodeError):

@@ -46,6 +46,8 @@ def test_bodies_of_mails_are_decoded():
     body = base64.b64encode("价格".encode("gb2312"))
     coded = b"Content-Type: text/plain; charset=gb2312\nContent-Transfer-Encoding: base64\n\n" + body
     assert packages.mail_text(coded)[0] == "\n\n价格"
+    japanese = b"Content-Type: text/plain; charset=iso-2022-jp\n\n" + "日本語".encode("iso2022_jp")
+    assert packages.mail_text(japanese)[0] == "\n\n日本語"
 
 
 def test_a_charset_that_stands_anywhere_in_a_mail_is_tried_on_what_names_none():
