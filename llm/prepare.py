@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from llm import cli, config
+from llm import cli
 from llm.data import Execution, Prepared, packaged, prepare
 
 DESCRIPTION = """\
@@ -21,6 +21,8 @@ data/report.md tells what each stage did, data/removed.jsonl which documents wen
 
 def main(argv: list[str]) -> None:
     """Parses, resolves the config, and prepares."""
+    from llm import config  # here, because worker processes import this file and have no use for jax
+
     parser = cli.parser("prepare", DESCRIPTION)
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a corpus's or an experiment's config")
     parser.add_argument("--input", metavar="SOURCE", help="short for --config.data.train=SOURCE, with no holdout")

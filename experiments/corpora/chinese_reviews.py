@@ -10,7 +10,7 @@ from llm.config import Config, default_config, with_variant
 
 
 def get_config(variant: str = "") -> Config:
-    """The whole corpus, or `smoke`: its first documents."""
+    """The whole corpus, or `smoke`: a small vocabulary (the first documents are all of one class)."""
     config = default_config("corpus")
     config.data.train = "chinese_reviews"
     config.data.label = "label"
@@ -19,7 +19,6 @@ def get_config(variant: str = "") -> Config:
     config.data.buckets = (16, 32, 64, 128, 256)
     config.tokenizer.vocab_size = 8192
     config.objective.kind = "classification"
-    config.clean.min_characters = 4  # many a line is a heading: "优点：", "评价:"
     config.dedup.near = True
     config.clean.personal_data = ("email", "phone", "national_id")
-    return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})
+    return with_variant(config, variant, smoke={"tokenizer.vocab_size": 1000})

@@ -10,16 +10,16 @@ from llm.config import Config, default_config, with_variant
 
 
 def get_config(variant: str = "") -> Config:
-    """The whole corpus, or `smoke`: its first documents."""
+    """The whole corpus, or `smoke`: a small vocabulary (the first documents are all of one class)."""
     config = default_config("corpus")
     config.data.train = "movie_reviews"
     config.data.label = "label"
     config.data.packing = "whole"
-    config.data.row_length = 80
-    config.data.buckets = (16, 32, 48, 64, 80)
+    config.data.row_length = 96
+    config.data.buckets = (16, 32, 48, 64, 96)
     config.tokenizer.kind = "wordpiece"
     config.tokenizer.lowercase = True
     config.tokenizer.vocab_size = 8192
     config.objective.kind = "classification"
     config.objective.augment = ("swap", "delete")
-    return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})
+    return with_variant(config, variant, smoke={"tokenizer.vocab_size": 1000})

@@ -10,7 +10,7 @@ from llm.config import Config, default_config, with_variant
 
 
 def get_config(variant: str = "") -> Config:
-    """The whole corpus, or `smoke`: its first documents."""
+    """The whole corpus, or `smoke`: a small vocabulary (the first documents are all of one class)."""
     config = default_config("corpus")
     config.data.train = "20ng/train"
     config.data.validation = "20ng/test"
@@ -22,4 +22,4 @@ def get_config(variant: str = "") -> Config:
     config.tokenizer.lowercase = True
     config.tokenizer.vocab_size = 16384
     config.objective.kind = "classification"
-    return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})
+    return with_variant(config, variant, smoke={"tokenizer.vocab_size": 1000})

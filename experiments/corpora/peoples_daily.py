@@ -18,6 +18,7 @@ def get_config(variant: str = "") -> Config:
     config.tokenizer.vocab_size = 8192
     # One article in twenty-five of plain Mandarin is taken for Wu, a few for Cantonese.
     config.clean.languages = ("zh", "wuu", "yue")
+    config.clean.language_confidence = 0.3  # where it wavers between them
     config.clean.personal_data = ("email", "phone", "national_id")
     config.dedup.near = True
     return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})

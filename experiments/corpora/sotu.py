@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> Config:
     config.data.row_length = 512
     config.tokenizer.vocab_size = 8192
     config.clean.languages = ("en",)
-    # Not fineweb: an address is one line, and it refuses the twelve that end in a quotation mark.
+    # Not fineweb: an address is one line, and it refuses the twelve that end in a quotation or a table.
     config.clean.quality = ("gopher_quality", "gopher_repetition")
     config.dedup.near = True
     return with_variant(config, variant, smoke={"data.max_documents": 40, "tokenizer.vocab_size": 1000})

@@ -10,7 +10,7 @@ from llm.config import Config, default_config, with_variant
 
 
 def get_config(variant: str = "") -> Config:
-    """The whole corpus, or `smoke`: its first documents."""
+    """The whole corpus, or `smoke`: a small vocabulary (the first documents are all of one class)."""
     config = default_config("corpus")
     config.data.train = "spam_assassin"
     config.data.label = "label"
@@ -22,4 +22,4 @@ def get_config(variant: str = "") -> Config:
     config.clean.personal_data = ("email", "ip", "phone", "card", "national_id")
     config.dedup.near = True
     config.objective.kind = "classification"
-    return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})
+    return with_variant(config, variant, smoke={"tokenizer.vocab_size": 1000})

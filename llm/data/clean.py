@@ -27,9 +27,8 @@ _BREAKS = "\x0b\x0c\u2028\u2029"  # of lines, paragraphs and pages
 _HIDDEN = "\x80-\x9f\xad\u200b\u2060\ufeff\ufdd0-\ufdef\ufffe\uffff"
 _CONTROL, _BREAK, _INVISIBLE = (re.compile(f"[{characters}]") for characters in (_C0, _BREAKS, _HIDDEN))
 _HIGH = "\U0001fffe-\U0010ffff"  # a range for speed, with the noncharacters of all other planes in it
-_NONCHARACTER = re.compile(
-    "[" + "".join(chr(n | 0xFFFE) + chr(n | 0xFFFF) for n in range(1 << 16, 17 << 16, 1 << 16)) + "]"
-)
+_PLANES = "".join(chr(plane << 16 | end) for plane in range(1, 17) for end in (0xFFFE, 0xFFFF))
+_NONCHARACTER = re.compile(f"[{_PLANES}]")
 _UNWANTED = re.compile(f"[{_C0}{_BREAKS}{_HIDDEN}{_HIGH}\u200c\u200d]")  # one pass over texts without any of them
 # U+0085 by itself is a line end of other systems; behind another character of Latin-1 it may be half of mojibake.
 _NEXT_LINE = re.compile("\x85(?<![\x80-\xff].)")

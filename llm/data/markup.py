@@ -2,11 +2,11 @@
 
 import collections
 import dataclasses
-import html.parser
+import html
 import re
 
 _HTML = re.compile(
-    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,2000}?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
+    r"\s*(?:<\?xml[^>]*>\s*)?(?><!--.{0,2000}?-->\s*)*+<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
 )
 _FRAGMENT = re.compile(r"</(?:p|div|table|ul|ol|article|section|main|span|h[1-6])\s*>", re.I)
 
@@ -27,6 +27,15 @@ _AROUND = frozenset(("header", "footer"))
 # Blocks with more of their characters in links are lists of links (Kohlschuetter et al. 2010, who measured words).
 LINK_DENSITY = 1 / 3
 
+# What begins like a notice of cookies, and speaks of what such notices speak of, lest a recipe be one.
+NOTICE = 400  # characters at most
+_NOTICE = re.compile(
+    r"(?=.*(?:privacy|polic|consent|accept|agree|experience|visit|browser|traffic|analy[sz]|settings|preferences))"
+    r"(?:(?:we|(?:this|our) (?:web ?)?site)(?: and our partners)? (?:uses?|stores?|sets?) (?:\w+ ){0,2}"
+    r"|by (?:continuing|using|clicking|browsing)\b[^.]*\b)cookies\b|(?:accept|reject|manage) (?:all )?cookies\Z",
+    re.I | re.S,
+)
+
 
 def is_html(text: str) -> bool:
     """Whether a text is a page of HTML, or begins with a tag and has elements that structure a page."""
@@ -37,15 +46,14 @@ def main_text(page: str) -> str:
     """The text of a page, entities decoded, a line feed between lines and an empty line between paragraphs.
 
     The text is that of <main> where there is one, else that of <article>, else all but <header> and <footer>; without
-    what is never text (scripts, navigation, forms, hidden elements) and blocks that are mostly links.
+    what is never text (scripts, navigation, forms, hidden elements), blocks that are mostly links, and short ones that
+    begin like an English notice of cookies; notices in other words stay.
     """
     parser = _Parser()
     parser.feed(page)
-    parser.close()
-    parser.end_block("\n\n")
     for place in ("main", "article", ""):
         blocks = [b for b in parser.blocks if b.place == place] if place else parser.blocks
-        kept = [b for b in blocks if (place or b.place != "around") and b.linked <= LINK_DENSITY * len(b.text)]
+        kept = [b for b in blocks if (place or b.place != "around") and not _boilerplate(b)]
         if kept:
             return "".join(b.text + b.separator for b in kept).strip()
     return ""
@@ -59,9 +67,25 @@ class _Block:
     separator: str = "\n"
 
 
-class _Parser(html.parser.HTMLParser):
+def _boilerplate(block: _Block) -> bool:
+    notice = len(block.text) <= NOTICE and bool(_NOTICE.match(block.text))
+    return notice or block.linked > LINK_DENSITY * len(block.text)
+
+
+# What a "<" opens. Possessive, and with no "<" outside of quotes, so that no page takes more than linear time (the
+# standard library's parser is quadratic where tags have no end). Where quotes do not pair up, they do not count.
+_MARK = re.compile(
+    r"""<(?:(?P<comment>!--)|[!?][^<>]*+(?:>|\Z)|"""
+    r"""(?P<close>/?)(?P<tag>[A-Za-z][^\s/<>]*+)(?P<attributes>(?:[^<>"']++|"[^"]*+"|'[^']*+')*+|[^<>]*+)(?:>|\Z))"""
+)
+_ATTRIBUTE = re.compile(r"""([^\s=/"'<>]++)(?:\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s"'<>]++)))?""")
+# Elements whose text has no tags in it; none of it is read.
+_RAW = {tag: re.compile(rf"</{tag}\b[^<>]*+>", re.I) for tag in ("script", "style", "textarea", "title")}
+_LONG_REFERENCE = re.compile("&#[0-9]{9,}+;?")  # beyond Unicode, and at some length beyond what `int` takes
+
+
+class _Parser:
     def __init__(self):
-        super().__init__(convert_charrefs=True)
         self.blocks: list[_Block] = []
         self._open: list[tuple[str, bool]] = []  # tag, whether it is skipped
         self._count: collections.Counter[str] = collections.Counter()
@@ -69,26 +93,46 @@ class _Parser(html.parser.HTMLParser):
         self._parts: list[str] = []
         self._linked = 0
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def feed(self, page: str) -> None:
+        """Takes in a page: its tags and texts in order, without comments, declarations and raw elements."""
+        done = at = 0
+        while (at := page.find("<", at)) >= 0:
+            mark = _MARK.match(page, at)
+            if mark is None:  # a "<" of the text
+                at += 1
+                continue
+            self._data(page[done:at])
+            at = mark.end()
+            tag = (mark["tag"] or "").lower()
+            if mark["comment"]:
+                end = page.find("-->", at - 2)  # "<!-->" is a comment, too
+                at = end + 3 if end >= 0 else len(page)
+            elif mark["close"]:
+                self._end(tag)
+            elif tag in _RAW and not mark["attributes"].endswith("/"):
+                found = _RAW[tag].search(page, at)
+                at = found.end() if found else len(page)
+            elif tag:
+                self._start(tag, mark["attributes"])
+            done = at
+        self._data(page[done:])
+        self._end_block("\n\n")
+
+    def _start(self, tag: str, attributes: str) -> None:
         if tag == "br":
             self._parts.append("\n")
         self._boundary(tag)
-        if tag in _VOID:
+        # In HTML the slash of <div/> means nothing; in XHTML the element is empty, and so it mostly is in either.
+        if tag in _VOID or attributes.endswith("/"):
             return
-        found = dict(attrs)
+        found = {a[1].lower(): a[2] or a[3] or a[4] for a in _ATTRIBUTE.finditer(attributes)}
         hidden = "hidden" in found or found.get("aria-hidden") == "true" or found.get("role") in _SKIPPED_ROLES
         skip = hidden or tag in _SKIPPED
         self._open.append((tag, skip))
         self._count[tag] += 1
         self._skipped += skip
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        # In HTML the slash of <div/> means nothing; in XHTML the element is empty, and so it mostly is in either.
-        if tag == "br":
-            self._parts.append("\n")
-        self._boundary(tag)
-
-    def handle_endtag(self, tag: str) -> None:
+    def _end(self, tag: str) -> None:
         self._boundary(tag)
         if not self._count[tag]:
             return
@@ -100,9 +144,10 @@ class _Parser(html.parser.HTMLParser):
             if closed == tag:
                 return
 
-    def handle_data(self, data: str) -> None:
-        if self._skipped:
+    def _data(self, data: str) -> None:
+        if self._skipped or not data:
             return
+        data = html.unescape(_LONG_REFERENCE.sub("\ufffd", data))
         if not self._count["pre"]:
             data = re.sub(r"[ \t\n\r\f]+", " ", data)
         self._parts.append(data)
@@ -111,13 +156,13 @@ class _Parser(html.parser.HTMLParser):
 
     def _boundary(self, tag: str) -> None:
         if tag in _PARAGRAPHS:
-            self.end_block("\n\n")
+            self._end_block("\n\n")
         elif tag in _LINES:
-            self.end_block("\n")
+            self._end_block("\n")
         elif tag in ("td", "th"):
             self._parts.append(" ")
 
-    def end_block(self, separator: str) -> None:
+    def _end_block(self, separator: str) -> None:
         """Ends the block at hand; a paragraph's end after a line's end makes it a paragraph's."""
         text = "".join(self._parts)
         self._parts.clear()

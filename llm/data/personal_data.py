@@ -3,19 +3,23 @@
 Kinds are looked for in this order, each in what the ones before left:
 
     email        <EMAIL>
-    ip           <IP>           IPv6 and IPv4, valid by `ipaddress`; four numbers behind "version", "section" or the
-                                like are none
+    ip           <IP>           IPv6 and IPv4 addresses that are global by `ipaddress`: private, shared, loopback,
+                                link-local, multicast, reserved and documentation addresses lead to nobody, and stay;
+                                so do four numbers behind "version", "section" or the like
     national_id  <NATIONAL_ID>  US social security numbers (with hyphens, of areas that were given out), Chinese
                                 resident ids (ISO 7064 MOD 11-2, with a date), German tax ids (MOD 11,10)
     card         <CARD>         13 to 19 digits, whole or grouped as on cards, with an issuer's prefix and length, Luhn
     phone        <PHONE>        +country code (ITU E.164); US; Chinese mobile; 0 and area code with a separator, as in
                                 Germany and China
 
-Rules of form alone, no dictionaries: what is written otherwise is not found ("jane at example dot com").
+Rules of form alone, no dictionaries: what is written otherwise is not found ("jane at example dot com"), and one in
+ten rows of digits that are grouped and begin like a card's passes for one.
+
+Texts alone are changed (and what reports show of them): ids and other metadata of documents, and records that could
+not be read and are listed as skipped, stay as they came.
 """
 
 import datetime
-import functools
 import ipaddress
 import re
 from collections.abc import Callable
@@ -30,19 +34,12 @@ PLACEHOLDERS = {
 def replace(text: str, kinds: tuple[str, ...], note: Note) -> str:
     """The text with placeholders for personal data of `kinds`; `note` hears how many, never what they were."""
     counts: dict[str, list] = {}
-
-    def replaced(kind: str, match: re.Match) -> str:
-        if not _CHECKS[kind](match):
-            return match[0]
-        counts.setdefault(kind, [0, f"{masked(match[0])} -> {PLACEHOLDERS[kind]}"])[0] += 1
-        return PLACEHOLDERS[kind]
-
     # A placeholder in place of one datum can uncover another beside it: until nothing changes.
     while True:
         before = text
         for kind in PLACEHOLDERS:
             if kind in kinds and _HINTS[kind].search(text):
-                text = _PATTERNS[kind].sub(functools.partial(replaced, kind), text)
+                text = _replaced(text, kind, counts)
         if text == before:
             break
     for kind, (count, example) in counts.items():
@@ -50,17 +47,33 @@ def replace(text: str, kinds: tuple[str, ...], note: Note) -> str:
     return text
 
 
+def _replaced(text: str, kind: str, counts: dict[str, list]) -> str:
+    pattern, check, placeholder = _PATTERNS[kind], _CHECKS[kind], PLACEHOLDERS[kind]
+    parts, done, at = [], 0, 0
+    while match := pattern.search(text, at):
+        at = match.start() + 1  # what is none may hold one, behind its first digits ...
+        while match and not check(match):
+            # ... or before its last: a year behind a card's number.
+            match = pattern.match(text, match.start(), match.start() + max(match[0].rfind(" "), 0))
+        if match:
+            counts.setdefault(kind, [0, f"{masked(match[0])} -> {placeholder}"])[0] += 1
+            parts += text[done : match.start()], placeholder
+            done = at = match.end()
+    return "".join(parts) + text[done:] if parts else text
+
+
 def masked(text: str) -> str:
     """The shape of a text: letters as x, digits as 0."""
     return "".join("x" if c.isalpha() else "0" if c.isdigit() else c for c in text)
 
 
+SHOWN = 300  # characters
 _DATUM = re.compile(r"[^\s<>]*@[^\s<>]*|[0-9](?:[ ./:()-]{0,2}[0-9]){5,}")
 
 
 def hidden(text: str) -> str:
-    """A text for the report: whatever could be personal data, or a cut-off part of it, is masked."""
-    return _DATUM.sub(lambda match: masked(match[0]), text)
+    """The beginning of a text for a report: whatever could be personal data, or a cut-off part of it, is masked."""
+    return _DATUM.sub(lambda match: masked(match[0]), text[: SHOWN + 100])[:SHOWN]  # with what ends behind the cut
 
 
 def _digits(text: str) -> str:
@@ -93,11 +106,15 @@ _NUMBERED = re.compile(
 def _is_ip(match: re.Match) -> bool:
     found = match[0]
     try:
-        ipaddress.ip_address(found)
+        address = ipaddress.ip_address(found)
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
+    if address.is_multicast or not address.is_global:
+        return False
     if ":" in found:
-        # "::1" and Python's "[::2]" name nobody.
+        # Python's "[::2]" names nobody.
         return len(re.findall("[0-9A-Fa-f]", found)) >= 4 and any(c.isdigit() for c in found)
     return not _NUMBERED.search(match.string, max(0, match.start() - 16), match.start())
 
@@ -143,7 +160,7 @@ def _is_german(number: str) -> bool:
 _CARD = re.compile(
     r"(?<![A-Za-z0-9.+-])(?:[0-9]{13,19}"
     r"|[0-9]{4}(?P<gap>[ -])[0-9]{4}(?P=gap)[0-9]{4}(?P=gap)[0-9]{1,4}(?:(?P=gap)[0-9]{1,3})?"
-    r"|[0-9]{4}(?P<amex>[ -])[0-9]{6}(?P=amex)[0-9]{4,5})(?![A-Za-z0-9-]|\.[0-9]|[ ][0-9]{4})"
+    r"|[0-9]{4}(?P<amex>[ -])[0-9]{6}(?P=amex)[0-9]{4,5})(?![A-Za-z0-9-]|\.[0-9])"
 )
 # Prefix and lengths: Visa, Mastercard, American Express, Discover, JCB, Diners Club, UnionPay, Maestro.
 _ISSUERS = re.compile(

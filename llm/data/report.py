@@ -100,10 +100,11 @@ def draw_lengths(work: Work, path: pathlib.Path) -> None:
         axes.hist(values, bins=edges, histtype="stepfilled", alpha=0.6, label=f"{side} ({len(values):,})")
     row, buckets = work.spec.data.row_length, work.spec.data.buckets
     for bucket in buckets[:-1]:
-        axes.axvline(bucket, color="grey", linestyle=":", linewidth=1)
-    axes.axvline(row, color="black", linestyle="--", linewidth=1, label=f"row of {row}" + ", buckets" * bool(buckets))
+        axes.axvline(bucket, color="grey", linestyle=":", linewidth=1, label="buckets" if bucket == buckets[0] else "")
+    axes.axvline(row, color="black", linestyle="--", linewidth=1, label=f"row of {row}")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("tokens in a document")
     axes.set_ylabel("documents")
     axes.legend()

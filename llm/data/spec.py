@@ -126,7 +126,7 @@ class CleanSpec:
         languages: ISO 639-1 codes to keep, ("en", "zh"); () keeps all and does not look.
         language_confidence: the least probability of a kept language.
         quality: published rules to hold documents against: "gopher_quality", "gopher_repetition", "c4", "fineweb".
-        personal_data: kinds replaced by placeholders: "email", "ip", "phone", "card", "national_id".
+        personal_data: kinds replaced by placeholders: "email", "ip" (global addresses), "phone", "card", "national_id".
         words: a file of words, one a line; documents that contain one are dropped. "" for none.
         min_characters: documents shorter than that after cleaning are dropped; empty ones always are.
     """

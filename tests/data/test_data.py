@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from llm.data import DataSpec, DedupSpec, Preparation, open_prepared, prepare
+from llm.data import CleanSpec, DataSpec, DedupSpec, Preparation, open_prepared, prepare
 from llm.data.documents import Document, Dropped, Tally, apply
 from llm.data.loader import sequential
 from llm.data.split import cut, held_out, sides
@@ -152,6 +152,20 @@ def test_an_account_that_does_not_balance_stops_the_run():
     for wrong in ({"documents_in": 4}, {"characters_in": 29}, {"documents_out": 3}, {"train": 9}, {"tokens": 5}):
         with pytest.raises(RunFailed):
             _check_balance(report(**wrong))
+
+
+def test_an_evaluation_source_is_cleaned_but_never_filtered(corpus, tmp_path):
+    german = "Dies ist ein deutscher Text über das Wetter und die Leute in der Stadt.  \r\n" * 20
+    (tmp_path / "german.txt").write_text(german)
+    spec = Preparation(
+        data=DataSpec(train=str(corpus), validation=str(tmp_path / "german.txt"), row_length=32),
+        clean=CleanSpec(languages=("en",), min_characters=3),
+        dedup=DedupSpec(document_lines=True, near=True),
+        tokenizer=TOKENIZER,
+    )
+    found = prepare(spec, tmp_path / "run", say=lambda _: None, quiet=True)
+    assert found.report["validation"]["documents"] == 1 and found.report["train"]["documents"] == 8
+    assert found.report["validation"]["characters"] == len(german.replace("  \r\n", "\n"))
 
 
 def test_no_more_documents_than_asked_for(corpus, tmp_path):

@@ -50,6 +50,7 @@ def test_texts_without_words_equal_only_themselves():
     removals = exact_duplicates(table(["...", "!!!", "", "", "...", ""]))
     assert sorted(r.document for r in removals) == [3, 4, 5]
     assert near(["...", "!!!", "", "..."]) == []
+    assert not band_keys([shingles("...", 5), shingles("", 5)], SPEC).any()
 
 
 def test_short_texts_are_near_only_to_the_same_words():
@@ -64,6 +65,7 @@ def test_an_evaluation_text_stays_and_its_twins_in_training_go():
     assert exact_duplicates(table(texts[:2], evaluation=[0, 1])) == []
     long = " ".join(words(200))
     assert [(r.document, r.kept) for r in near([long + " and more", long], evaluation=[1])] == [(0, 1)]
+    assert near([long + " and more", long], evaluation=[0, 1]) == []
 
 
 def edited(base, share, seed):
