@@ -1,9 +1,12 @@
 """Chinese reviews of things bought, positive and negative.
 
+Half of the lines stand twice, which would put most of the validation reviews into training. 47 texts stand among the
+good and the bad ones: headings, and a bar of links of the site.
+
 Command:   python -m llm.prepare --config=experiments/corpora/chinese_reviews.py --workdir=runs/chinese_reviews
 Hardware:  two CPU cores
-Time:      TIME_chinese_reviews
-Result:    RESULT_chinese_reviews
+Time:      12 s
+Result:    35,123 reviews read, 17,344 kept; 733,051 training tokens in 15,588 rows of up to 256
 """
 
 from llm.config import Config, default_config, with_variant

@@ -1,9 +1,12 @@
 """English and German, sentence by sentence: the messages of LibreOffice.
 
+Marks of keyboard shortcuts are not language. One pair in fifteen is another but for case and punctuation, "Name" and
+"Name:", and goes; the same English always falls on one side of the split.
+
 Command:   python -m llm.prepare --config=experiments/corpora/libreoffice_de.py --workdir=runs/libreoffice_de
 Hardware:  two CPU cores
-Time:      TIME_libreoffice_de
-Result:    RESULT_libreoffice_de
+Time:      4 s
+Result:    19,160 pairs read, 17,905 kept; 309,084 training tokens in 17,010 rows of up to 128
 """
 
 from llm.config import Config, default_config, with_variant

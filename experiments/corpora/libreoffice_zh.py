@@ -1,9 +1,12 @@
 """English and Chinese, sentence by sentence: the messages of LibreOffice.
 
+Chinese puts the letter of a keyboard shortcut in brackets behind the words. One pair in nineteen is another but for
+case and punctuation, "Name" and "Name:", and goes; the same English always falls on one side of the split.
+
 Command:   python -m llm.prepare --config=experiments/corpora/libreoffice_zh.py --workdir=runs/libreoffice_zh
 Hardware:  two CPU cores
-Time:      TIME_libreoffice_zh
-Result:    RESULT_libreoffice_zh
+Time:      4 s
+Result:    19,065 pairs read, 18,035 kept; 253,086 training tokens in 17,137 rows of up to 128
 """
 
 from llm.config import Config, default_config, with_variant

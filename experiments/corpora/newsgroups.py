@@ -1,9 +1,12 @@
 """20 Newsgroups: labelled posts with the usual split.
 
+The test set stays whole (7,528 posts). Of training, 27 posts go that stand twice, seven of them because they stand in
+the test set; six of all were sent to two groups, so that their label is a matter of chance.
+
 Command:   python -m llm.prepare --config=experiments/corpora/newsgroups.py --workdir=runs/newsgroups
 Hardware:  two CPU cores
-Time:      TIME_newsgroups
-Result:    RESULT_newsgroups
+Time:      15 s
+Result:    18,821 posts read, 18,794 kept; 3,323,265 training tokens in 11,266 rows of up to 512
 """
 
 from llm.config import Config, default_config, with_variant

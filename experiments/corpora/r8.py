@@ -1,9 +1,12 @@
 """R8, the eight largest topics of Reuters-21578: labelled news with the usual split.
 
+The test set stays whole (2,189 texts). Of training, 66 texts go that stand twice, five of them because they stand in
+the test set; four texts of one line have two topics, "interest" and "money-fx", of which one is kept.
+
 Command:   python -m llm.prepare --config=experiments/corpora/r8.py --workdir=runs/r8
 Hardware:  two CPU cores
-Time:      TIME_r8
-Result:    RESULT_r8
+Time:      6 s
+Result:    7,674 texts read, 7,608 kept; 618,266 training tokens in 5,419 rows of up to 512
 """
 
 from llm.config import Config, default_config, with_variant

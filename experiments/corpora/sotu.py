@@ -1,9 +1,12 @@
 """State of the Union addresses since 1790, one document each (CC0).
 
+An address is one line, so FineWeb's share of lines that end in a full stop is all or nothing: it would refuse twelve
+that end in a quotation or a table. One is dropped, the fragment of 1932, which is mostly numbers.
+
 Command:   python -m llm.prepare --config=experiments/corpora/sotu.py --workdir=runs/sotu
 Hardware:  two CPU cores
-Time:      TIME_sotu
-Result:    RESULT_sotu
+Time:      13 s
+Result:    233 speeches read, 232 kept; 2,010,582 training tokens in 3,927 rows of 512
 """
 
 from llm.config import Config, default_config, with_variant

@@ -1,9 +1,13 @@
 """Mails of SpamAssassin, spam and ham: real personal data, real mojibake, real HTML.
 
+Mails are decoded part by part: quoted-printable and base64, a charset for each part, often undeclared or wrong (GB2312,
+EUC-KR, windows-1252 under the name of ISO-8859-1); of alternatives the plain one, else HTML without its markup. With
+the headers gone, one mail in ten is another's double.
+
 Command:   python -m llm.prepare --config=experiments/corpora/spam_assassin.py --workdir=runs/spam_assassin
 Hardware:  two CPU cores
-Time:      TIME_spam_assassin
-Result:    RESULT_spam_assassin
+Time:      13 s
+Result:    6,046 mails read, 5,418 kept; 2,676,911 training tokens in 4,855 rows of up to 1024
 """
 
 from llm.config import Config, default_config, with_variant

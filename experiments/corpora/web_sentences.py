@@ -1,9 +1,13 @@
 """100,000 sentences of the web, shuffled: English found, duplicates dropped, personal data replaced.
 
+A sentence is little to tell a language by: asked for English at a probability of one half, four thousand go, nearly
+all of them English: names, slang, headlines. So Pidgin counts as English, and a low probability is enough. Of the 666
+that still go, as most like one of seventy other languages, a hundred are in one.
+
 Command:   python -m llm.prepare --config=experiments/corpora/web_sentences.py --workdir=runs/web_sentences
 Hardware:  two CPU cores
-Time:      TIME_web_sentences
-Result:    RESULT_web_sentences
+Time:      17 s
+Result:    100,000 sentences read, 98,281 kept; 2,173,625 training tokens in 17,030 rows of 128
 """
 
 from llm.config import Config, default_config, with_variant
