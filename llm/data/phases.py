@@ -185,7 +185,7 @@ def decide(work: Work) -> None:
             else:
                 bands = [np.load(work.path(unit, "bands.npy"), mmap_mode="r") for unit in range(len(work.units))]
                 found, compared = duplicates.near_duplicates(table, bands, alive, texts.shingles, spec.dedup.threshold)
-            tally = _removed_tally(name, texts, alive, found, removed)
+            tally = _removed_tally(name, spec.data.label, texts, alive, found, removed)
             if compared is not None:
                 tally["compared"] = compared
             tallies.append(tally)
@@ -206,17 +206,22 @@ def decide(work: Work) -> None:
     work.finish("all", "decide", {"tallies": tallies, "labels": _labels(work, accounts)})
 
 
-def _removed_tally(name: str, texts: "_Texts", alive: np.ndarray, found, file) -> dict:
+def _removed_tally(name: str, label: str, texts: "_Texts", alive: np.ndarray, found, file) -> dict:
     before = texts.lengths[alive]
     tally = Tally(name, int(alive.sum()), int(before.sum()))
     gone = 0
-    reason = name.removesuffix("s")
     for removal in found:
         document, kept = texts.document(removal.document), texts.document(removal.kept)
-        file.write(json.dumps({
+        reason = name.removesuffix("s")
+        record = {
             "id": document.id, "source": document.meta.get("source"), "stage": name, "reason": reason,
             "kept": kept.id, "kept_source": kept.meta.get("source"), "similarity": round(removal.similarity, 4),
-        }).encode() + b"\n")  # fmt: skip
+        }  # fmt: skip
+        if label and document.meta[label] != kept.meta[label]:
+            # One of the two labels is wrong; a person may want to know which.
+            record["reason"] = reason = f"{reason} of another label"
+            record |= {"label": document.meta[label], "kept_label": kept.meta[label]}
+        file.write(json.dumps(record).encode() + b"\n")
         tally.count(document, Dropped(reason, f"{removal.similarity:.3f} like {kept.id!r}, which stays"))
         gone += len(document.text)
     tally.documents_in, tally.characters_in = int(alive.sum()), int(before.sum())
@@ -256,7 +261,10 @@ def _check_holdout(work: Work, accounts: list[dict]) -> None:
     if missing:
         ids = sorted({i for account in accounts for i in account["ids"]})
         shown = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
-        raise InputError(f"data.holdout names {missing[0]!r}, which {data.train} does not have; it has {shown}")
+        raise InputError(
+            f"data.holdout names {missing[0]!r}, which is not among the documents that cleaning left of "
+            f"{data.train}; those are {shown}"
+        )
 
 
 def _check_disjoint(table: duplicates.Table, held: np.ndarray, texts: _Texts) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
+from llm.data.dedup import exact_key
 from llm.data.documents import Document
 from llm.data.spec import DataSpec
 
@@ -13,8 +14,8 @@ SPLITS = (TRAIN, VALIDATION)
 def held_out(spec: DataSpec, document: Document, evaluation: bool) -> bool:
     """Whether a whole document is held out.
 
-    By hash it depends on the document's text alone: the split is stable when documents are added, and equal texts fall
-    on the same side.
+    By hash it depends on the words of the document alone: the split is stable when documents are added, and texts that
+    differ in case, punctuation or blank space fall on the same side.
 
     Args:
         spec: says how.
@@ -27,7 +28,7 @@ def held_out(spec: DataSpec, document: Document, evaluation: bool) -> bool:
         return document.id in spec.holdout
     if spec.split_by == "tail":
         return False
-    return int(document.hash[:8], 16) < int(spec.validation_fraction * 2**32)
+    return int.from_bytes(exact_key(document.text)[:4], "big") < int(spec.validation_fraction * 2**32)
 
 
 def sides(spec: DataSpec, document: Document, held: bool) -> Iterator[tuple[str, Document]]:
