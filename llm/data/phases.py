@@ -367,10 +367,16 @@ def _kept(work: Work, unit: int, tallies: list[Tally], removed=lambda *_: None) 
 _HELD = "\0held out"
 
 
+@functools.lru_cache(maxsize=1)
+def _tokenizer(work: Work) -> Tokenizer:
+    """The tokenizer, once a process: a loaded one fills caches of its own, which are slow to go."""
+    return Tokenizer.load(work.folder / "tokenizer.json")
+
+
 def encode(work: Work, unit: int) -> None:
     """Encodes the documents of a unit that stay into one token shard a split."""
     data = work.spec.data
-    made = Tokenizer.load(work.folder / "tokenizer.json")
+    made = _tokenizer(work)
     labels = {name: number for number, name in enumerate(work.account("all", "decide")["labels"])}
     tallies: list[Tally] = []
     removed: list[dict] = []
