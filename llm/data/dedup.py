@@ -154,7 +154,7 @@ class Contamination:
     def stage(self, document: Document, note: Note) -> Document | Dropped:
         """Drops a document that shares an n-gram with an evaluation text, and names that text."""
         grams = ngrams(hash_words(normalised_words(document.text)), self.n)
-        hits = np.flatnonzero(np.isin(grams, self.keys)) if len(self.keys) else ()
+        hits = np.flatnonzero(np.isin(grams, self.keys)) if len(self.keys) else np.empty(0, np.int64)
         if not len(hits):
             return document
         owner = self.ids[self.owners[np.searchsorted(self.keys, grams[hits[0]])]]

@@ -88,7 +88,7 @@ def draw_lengths(work: Work, path: pathlib.Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     lengths = {}
     for side in SPLITS:
@@ -104,7 +104,7 @@ def draw_lengths(work: Work, path: pathlib.Path) -> None:
     axes.axvline(row, color="black", linestyle="--", linewidth=1, label=f"row of {row}")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set_xlabel("tokens in a document")
     axes.set_ylabel("documents")
     axes.legend()
