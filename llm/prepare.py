@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--list", action="store_true", help="list the packaged corpora")
     flags, rest = parser.parse_known_args(argv)
     if flags.list:
-        print(packaged.describe())
+        print(cli.table([(corpus["name"], _about(corpus)) for corpus in packaged.describe()]))
         return
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
@@ -56,6 +56,11 @@ def main(argv: list[str]) -> None:
     prepared = prepare(preparation, workdir, execution=execution)
     if prepared is not None and "stages" in prepared.report:
         print(cli.table(_rows(prepared, workdir)))
+
+
+def _about(corpus: dict) -> str:
+    size = f"{corpus['documents']:,} documents, {corpus['characters'] / 1e6:.1f} M characters"
+    return f"{corpus['about']} ({size}; {corpus['licence']}; {corpus['package']})"
 
 
 def _rows(prepared: Prepared, workdir: pathlib.Path) -> list[tuple[str, str]]:

@@ -352,6 +352,14 @@ def test_a_mixture_of_prepared_folders_is_trained_on(tmp_path, corpus):
     assert_refused(verb("train", *other), "holds no prepared data")
 
 
+def test_packaged_corpora_are_listed_with_size_and_licence():
+    result = verb("prepare", "--list")
+    assert result.returncode == 0 and "[" not in result.stdout, result.stderr
+    found = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert {"austen", "sotu", "r8/train", "web_sentences"} <= set(found)
+    assert "233 documents, 10.8 M characters; CC0-1.0" in found["sotu"]
+
+
 def test_a_corpus_config_is_not_trained(tmp_path):
     result = verb("train", "--config=experiments/corpora/austen.py", f"--workdir={tmp_path / 'run'}")
     assert_refused(result, "no model to train", "llm.prepare")
