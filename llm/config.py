@@ -106,7 +106,7 @@ def default_config(family: str) -> Config:
     Raises:
         InputError: there is no such family.
     """
-    config = ConfigDict({"family": family, "seed": 0})
+    config = ConfigDict({"family": family} | ({} if family == CORPUS else {"seed": 0}))
     for room, spec in _rooms(family).items():
         section = config[room] = ConfigDict()
         for name, kind in _fields(spec).items():
@@ -246,11 +246,12 @@ def _check_sections(values) -> None:
     if not isinstance(values, dict):
         raise InputError(f"expected a config, got {type(values).__name__}")
     rooms = _rooms(values.get("family"))
-    expected = {"family", "seed", *rooms}
+    needed = [*([] if values.get("family") == CORPUS else ["seed"]), *rooms]
+    expected = {"family", *needed}
     for name in values:
         if name not in expected:
             raise InputError(f"unknown section {name!r}; there are {_choices(name, expected)}")
-    for name in ("seed", *rooms):
+    for name in needed:
         if name not in values:
             raise InputError(f"{name} is missing")
     for room in rooms:
@@ -320,7 +321,7 @@ def _say(error: BaseException) -> str:
 def _kind_at(config: Config, path: str, source: str):
     """The type of the field at `room.name` (or of `seed`)."""
     rooms = _rooms(config.family)
-    if path == "seed":
+    if path == "seed" and "seed" in config:
         return int
     room, _, name = path.partition(".")
     if path == "family" or (room in rooms and not name):

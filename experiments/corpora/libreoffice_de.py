@@ -11,6 +11,8 @@ Result:    19,160 pairs read, 17,905 kept; 309,420 training tokens in 17,055 row
 
 from llm.config import Config, default_config, with_variant
 
+SMOKE = {"data.max_documents": 200, "tokenizer.vocab_size": 1000}
+
 
 def get_config(variant: str = "") -> Config:
     """The whole corpus, or `smoke`: its first documents."""
@@ -24,4 +26,4 @@ def get_config(variant: str = "") -> Config:
     config.tokenizer.kind = "unigram"
     config.tokenizer.vocab_size = 8000
     config.objective.kind = "seq2seq"
-    return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})
+    return with_variant(config, variant, smoke=SMOKE)

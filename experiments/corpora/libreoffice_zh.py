@@ -9,19 +9,12 @@ Time:      4 s
 Result:    19,065 pairs read, 18,035 kept; 253,787 training tokens in 17,174 rows of up to 128
 """
 
-from llm.config import Config, default_config, with_variant
+from experiments.corpora import libreoffice_de
+from llm.config import Config, with_variant
 
 
 def get_config(variant: str = "") -> Config:
     """The whole corpus, or `smoke`: its first documents."""
-    config = default_config("corpus")
+    config = libreoffice_de.get_config()
     config.data.train = "libreoffice_en_zh"
-    config.data.fields = ("text", "target")
-    config.data.packing = "whole"
-    config.data.row_length = 128
-    config.data.buckets = (8, 16, 32, 64, 128)
-    config.data.validation_fraction = 0.05
-    config.tokenizer.kind = "unigram"
-    config.tokenizer.vocab_size = 8000
-    config.objective.kind = "seq2seq"
-    return with_variant(config, variant, smoke={"data.max_documents": 200, "tokenizer.vocab_size": 1000})
+    return with_variant(config, variant, smoke=libreoffice_de.SMOKE)

@@ -9,20 +9,12 @@ Time:      6 s
 Result:    9,100 texts read, 9,012 kept; 789,395 training tokens in 6,444 rows of up to 512
 """
 
-from llm.config import Config, default_config, with_variant
+from experiments.corpora import r8
+from llm.config import Config, with_variant
 
 
 def get_config(variant: str = "") -> Config:
     """The whole corpus, or `smoke`: a small vocabulary (the first documents are all of one class)."""
-    config = default_config("corpus")
-    config.data.train = "r52/train"
-    config.data.validation = "r52/test"
-    config.data.label = "label"
-    config.data.packing = "whole"
-    config.data.row_length = 512
-    config.data.buckets = (32, 64, 128, 256, 512)
-    config.tokenizer.kind = "wordpiece"
-    config.tokenizer.lowercase = True
-    config.tokenizer.vocab_size = 8192
-    config.objective.kind = "classification"
+    config = r8.get_config()
+    config.data.train, config.data.validation = "r52/train", "r52/test"
     return with_variant(config, variant, smoke={"tokenizer.vocab_size": 1000})

@@ -18,17 +18,22 @@ from llm.data.word_units import normalised_words
 SEED = 1  # of the signatures; fixed, so that a document has the same one in every run
 
 
+def hash_text(text: str) -> int:
+    """64 bits, the same in every process (XXH3)."""
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
 class _Hashes(dict):
     """Word -> 64-bit hash, remembered for the words that come again."""
 
     LIMIT = 500_000
 
     def __missing__(self, word: str) -> int:
-        import xxhash
-
         if len(self) >= self.LIMIT:
             self.clear()
-        self[word] = value = xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
+        self[word] = value = hash_text(word)
         return value
 
 
@@ -102,14 +107,9 @@ def band_keys(documents: Sequence[np.ndarray], spec: DedupSpec) -> np.ndarray:
 
 
 def line_keys(parts: Sequence[str], least: int) -> np.ndarray:
-    """uint64 hashes of the parts of a text (lines or paragraphs), 0 for those shorter than `least` characters."""
-    import xxhash
-
-    stripped = (part.strip() for part in parts)
-    keys = [
-        xxhash.xxh3_64_intdigest(p.encode("utf-8", "surrogatepass")) | 1 if len(p) >= least else 0 for p in stripped
-    ]
-    return np.array(keys, np.uint64)
+    """(parts,) uint64 hashes of lines or paragraphs, 0 for those shorter than `least` characters."""
+    stripped = [part.strip() for part in parts]
+    return np.array([hash_text(part) | 1 if len(part) >= least else 0 for part in stripped], np.uint64)
 
 
 SEPARATORS = {"line": "\n", "paragraph": "\n\n"}

@@ -4,13 +4,14 @@ A phase's result stands in files named after its unit, never after the task, so 
 makes the same.
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -54,8 +55,12 @@ class Execution:
             raise InputError(
                 f"--workers={self.workers} --tasks={self.tasks}: at least one worker, and no less than 0 tasks"
             )
-        if self.executor == "slurm" and not self.slurm_partition:
-            raise InputError("--executor=slurm needs --slurm-partition=NAME")
+        if self.tasks and self.executor == "local":
+            raise InputError(
+                f"--tasks={self.tasks} is for datatrove's executors; give --executor too, or --workers"
+            )
+        if (self.executor == "slurm") != bool(self.slurm_partition):
+            raise InputError("--executor=slurm and --slurm-partition=NAME need each other")
 
 
 def execute(folder: pathlib.Path, execution: Execution, quiet: bool = False) -> bool:
@@ -130,10 +135,29 @@ class Task:
                 function(work, unit)
 
 
+@contextlib.contextmanager
+def _stderr_to(path: pathlib.Path) -> Iterator[None]:
+    """What this process and those it starts write to stderr goes to a file: datatrove tells of every task there."""
+    path.parent.mkdir(exist_ok=True)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 def _datatrove(folder: pathlib.Path, execution: Execution) -> bool:
-    # Its own lines go to the log files of its tasks.
-    os.environ.setdefault("LOGURU_LEVEL", "ERROR")
     folder = folder.resolve()
+    with _stderr_to(folder / "logs" / "datatrove.txt"):
+        return _run_pipelines(folder, execution)
+
+
+def _run_pipelines(folder: pathlib.Path, execution: Execution) -> bool:
     units = len(Work.open(folder).units)
     tasks = min(execution.tasks or execution.workers, units)
     last = None

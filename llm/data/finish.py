@@ -37,7 +37,7 @@ def finish(work: Work) -> None:
         "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
     }
     for side in SPLITS:
-        made[side] = _split(work, side, after, tokenizer)
+        made[side] = _split(work, side, after)
     _check_balance(made)
     if spec.data.packing != "whole" and made[TRAIN]["tokens"] < spec.data.row_length:
         raise InputError(
@@ -58,21 +58,21 @@ def _tallies(accounts: list[list[dict]]) -> list[dict]:
     return [vars(tally) for tally in merge_tallies(accounts)]
 
 
-def _split(work: Work, side: str, accounts: list[dict], tokenizer: Tokenizer) -> dict:
+def _split(work: Work, side: str, accounts: list[dict]) -> dict:
     """One split's rows and its account."""
     data = work.spec.data
     splits = [account["splits"][side] for account in accounts]
-    paths = [p for unit in range(len(work.units)) if (p := work.path(unit, f"{side}.tokens")).is_file()]
-    shards = Shards.open(paths)
+    documents = sum(s["documents"] for s in splits)
+    if not documents:
+        raise InputError(f"{data.validation or data.train}: no {side} text is left to make rows of; add text")
+    shards = Shards.open(work.shards(side))
     account = {
-        "documents": sum(s["documents"] for s in splits),
+        "documents": documents,
         "characters": sum(s["characters"] for s in splits),
         "text_tokens": sum(s["tokens"] for s in splits),
         "ids": list(itertools.chain.from_iterable(s["ids"] for s in splits))[:100],
         "bytes": shards.text_bytes,
     }
-    if account["documents"] == 0:
-        raise InputError(f"no {side} text is left after removing lines of many documents")
     lengths = shards.lengths()
     account["text_tokens_in_shards"] = int(lengths.sum())
     if data.packing == "whole":

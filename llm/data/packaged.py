@@ -219,7 +219,7 @@ def fetch(archive: Archive, wanted_by: str) -> pathlib.Path:
             _run(archive, made, target)
             found = [path for path in made.iterdir() if path.name.endswith((".tgz", ".tar.gz", ".whl", ".deb"))]
             if len(found) != 1:
-                raise InputError(f"{archive.tool} left no archive of {archive.name} {_by_hand(target)}")
+                raise _cannot(archive, target, f"{archive.tool} left no archive")
             os.replace(found[0], target)
     with target.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -251,10 +251,7 @@ def command(archive: Archive, folder: pathlib.Path) -> list[str]:
 
 def _run(archive: Archive, folder: pathlib.Path, target: pathlib.Path) -> None:
     if archive.tool != "pip" and shutil.which(archive.tool) is None:
-        raise InputError(
-            f"{archive.tool} is not installed; it is what {archive.name} {archive.version} is fetched with; install it "
-            f"{_by_hand(target)}"
-        )
+        raise _cannot(archive, target, f"{archive.tool} is not installed")
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     result = subprocess.run(
         command(archive, folder), cwd=folder, env=environment, capture_output=True, text=True, errors="replace",
@@ -270,16 +267,10 @@ def _run(archive: Archive, folder: pathlib.Path, target: pathlib.Path) -> None:
             f"{archive.sha256}; pip has thrown it away"
         )
     if archive.tool == "apt-get" and "was not found" in said:
-        raise InputError(
-            f"{archive.name} {archive.version} is what was pinned, the package index has {_candidate(archive.name)} "
-            f"{_by_hand(target)}"
-        )
+        raise _cannot(archive, target, f"that version was pinned, the package index has {_candidate(archive.name)}")
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [line for line in lines if re.match(r"(npm error|npm err!|error:|e:)", line.lower())] or lines or ["?"]
-    raise InputError(
-        f"{archive.tool} could not fetch {archive.name} {archive.version} ({telling[0][:300]}); is there a network? "
-        f"Try again {_by_hand(target)}"
-    )
+    raise _cannot(archive, target, f"{archive.tool} says {telling[0][:300]!r}; is there a network?")
 
 
 def _candidate(name: str) -> str:
@@ -288,5 +279,8 @@ def _candidate(name: str) -> str:
     return found[1] if found else "none"
 
 
-def _by_hand(target: pathlib.Path) -> str:
-    return f"(or put {target.name} into {target.parent})"
+def _cannot(archive: Archive, target: pathlib.Path, why: str) -> InputError:
+    return InputError(
+        f"{archive.name} {archive.version} cannot be fetched: {why} (what helps without: put {target.name} into "
+        f"{target.parent})"
+    )

@@ -10,8 +10,7 @@ finish     all   rows, checks, report (llm/data/finish.py)
 import functools
 import itertools
 import json
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -42,25 +41,20 @@ def documents(work: Work, unit: int) -> None:
     def on_bad(where: str, reason: str, record: str) -> None:
         skipped.append({"where": where, "reason": reason, "record": record})
 
-    def on_removed(document: Document, dropped: Dropped, stage: str) -> None:
-        removed.append({"id": document.id, "source": document.meta.get("source"), "stage": stage,
-                        "reason": dropped.reason, "detail": dropped.detail})  # fmt: skip
-
     stream = itertools.islice(read(work.units[unit], spec.data, on_bad), work.limits[unit])
     stream = apply(_pass, stream, tallies[0])
     for (_, stage), tally in zip(found_stages, tallies[1:]):
-        stream = apply(stage, stream, tally, on_removed)
+        stream = apply(stage, stream, tally, _listing(removed))
 
     columns = _Columns(work)
     with whole(work.path(unit, "documents.jsonl")) as file:
         while batch := list(itertools.islice(stream, BATCH)):
-            columns.add(batch, evaluation, file.tell())
-            for document in batch:
-                file.write(encode_document(document))
+            lines = [encode_document(document) for document in batch]
+            columns.add(batch, evaluation, file.tell() + np.cumsum([0, *map(len, lines[:-1])]))
+            file.writelines(lines)
     columns.write(unit)
-    for name, records in (("removed", removed), ("skipped", skipped)):
-        with whole(work.path(unit, f"{name}.jsonl")) as file:
-            file.writelines(json.dumps(record).encode() + b"\n" for record in records)
+    _write_lines(work, unit, "removed", removed)
+    _write_lines(work, unit, "skipped", skipped)
     work.finish(unit, "documents", {
         "tallies": tallies_to_json(tallies),
         "skipped": len(skipped),
@@ -68,6 +62,21 @@ def documents(work: Work, unit: int) -> None:
         "ids": columns.ids[:8],
         "holdout": sorted({i for i in columns.ids if i in spec.data.holdout}),
     })  # fmt: skip
+
+
+def _listing(removed: list[dict]) -> Callable[[Document, Dropped, str], None]:
+    """What `apply` tells of dropped documents, as lines of removed.jsonl."""
+
+    def listen(document: Document, dropped: Dropped, stage: str) -> None:
+        removed.append({"id": document.id, "source": document.meta.get("source"), "stage": stage,
+                        "reason": dropped.reason, "detail": dropped.detail})  # fmt: skip
+
+    return listen
+
+
+def _write_lines(work: Work, unit: int, name: str, records: list[dict]) -> None:
+    with whole(work.path(unit, f"{name}.jsonl")) as file:
+        file.writelines(json.dumps(record).encode() + b"\n" for record in records)
 
 
 def _stages(work: Work, evaluation: bool):
@@ -114,17 +123,16 @@ class _Columns:
         self.labels: dict[str, int] = {}
         self.ids: list[str] = []
 
-    def add(self, batch: list[Document], evaluation: bool, offset: int) -> None:
+    def add(self, batch: list[Document], evaluation: bool, offsets: np.ndarray) -> None:
+        """Takes a batch, `offsets` being where each document's line begins in the unit's file."""
         spec, rows = self.work.spec, self.rows
         texts = [_whole_text(self.work, document) for document in batch]
+        rows["offset"] += offsets.tolist()
         for document, text in zip(batch, texts):
-            rows["offset"].append(offset)
-            offset += len(encode_document(document))
             rows["length"].append(len(text))
             rows["exact"].append(np.frombuffer(dedup.exact_key(text), np.uint64))
             rows["text"].append(int(document.hash[:16], 16))
-            named = f"{document.id}\0{document.meta.get('source')}".encode("utf-8", "surrogatepass")
-            rows["id"].append(zlib.crc32(named) << 32 | zlib.adler32(named))
+            rows["id"].append(dedup.hash_text(f"{document.id}\0{document.meta.get('source')}"))
             rows["held"].append(held_out(spec.data, document, evaluation))
             self.ids.append(document.id)
             if spec.data.label:
@@ -381,17 +389,13 @@ def encode(work: Work, unit: int) -> None:
     tallies: list[Tally] = []
     removed: list[dict] = []
 
-    def on_removed(document: Document, dropped: Dropped, stage: str) -> None:
-        removed.append({"id": document.id, "source": document.meta.get("source"), "stage": stage,
-                        "reason": dropped.reason, "detail": dropped.detail})  # fmt: skip
-
-    stream = _kept(work, unit, tallies, on_removed)
+    stream = _kept(work, unit, tallies, _listing(removed))
     writers = {
         side: ShardWriter(
             work.path(unit, f"{side}.tokens"),
             vocab_size=made.vocab_size,
             fields=data.fields,
-            labels=label_names(work),
+            labels=_label_names(work),
             tokenizer=made.fingerprint,
         )
         for side in SPLITS
@@ -414,8 +418,7 @@ def encode(work: Work, unit: int) -> None:
                 size = 0  # of all windows of a text, the first counts its bytes
     for writer in writers.values():
         writer.close()
-    with whole(work.path(unit, "encode-removed.jsonl")) as file:
-        file.writelines(json.dumps(record).encode() + b"\n" for record in removed)
+    _write_lines(work, unit, "encode-removed", removed)
     work.finish(unit, "encode", {"tallies": tallies_to_json(tallies), "splits": split})
 
 
@@ -432,7 +435,7 @@ def _examples(work: Work, made: Tokenizer, document: Document, sequences: list, 
         yield [question, window], span
 
 
-def label_names(work: Work) -> tuple[str, ...]:
+def _label_names(work: Work) -> tuple[str, ...]:
     """The integer labels that every example carries in its shard."""
     data = work.spec.data
     return ("start", "end") if data.answer else (data.label,) if data.label else ()

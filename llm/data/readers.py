@@ -296,8 +296,9 @@ class Records:
     def lacking(self, columns) -> str | None:
         """What is said when the columns of a table, or the keys of a record, lack one that is asked for."""
         wanted = [(f"data.{'text' if name == 'text' else 'fields'}", key) for name, key in self.fields.items()]
-        for setting, key in wanted + ([("data.label", self.spec.label)] if self.spec.label else []):
-            if key not in columns:
+        wanted += [("data.label", self.spec.label), ("data.answer", self.spec.answer)]
+        for setting, key in wanted:
+            if key and key not in columns:
                 return f"there is no {key!r}, only {', '.join(map(repr, columns)) or 'nothing'}; {setting} names it"
         return None
 

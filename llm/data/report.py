@@ -92,8 +92,7 @@ def draw_lengths(work: Work, path: pathlib.Path) -> None:
 
     lengths = {}
     for side in SPLITS:
-        paths = [p for unit in range(len(work.units)) if (p := work.path(unit, f"{side}.tokens")).is_file()]
-        lengths[side] = np.maximum(Shards.open(paths).lengths().sum(axis=1), 1)
+        lengths[side] = np.maximum(Shards.open(work.shards(side)).lengths().sum(axis=1), 1)
     edges = bins(min(int(values.min()) for values in lengths.values()), max(int(v.max()) for v in lengths.values()))
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     for side, values in lengths.items():

@@ -37,9 +37,12 @@ def sides(spec: DataSpec, document: Document, held: bool) -> Iterator[tuple[str,
         yield (VALIDATION if held else TRAIN), document
         return
     head, tail = cut(document, spec.validation_fraction)
-    if head.text.strip():
+    if not tail.text.strip():
+        yield TRAIN, document
+    elif not head.text.strip():
+        yield VALIDATION, document
+    else:
         yield TRAIN, head
-    if tail.text.strip():
         yield VALIDATION, tail
 
 

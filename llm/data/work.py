@@ -83,6 +83,11 @@ class Work:
             for line in file:
                 yield decode_document(line)
 
+    def shards(self, side: str) -> list[pathlib.Path]:
+        """The token shards of a split, in the order of units; a unit without such documents has none."""
+        paths = (self.path(unit, f"{side}.tokens") for unit in range(len(self.units)))
+        return [path for path in paths if path.is_file()]
+
     def table(self, unit: int) -> dict[str, np.ndarray]:
         """The arrays of a unit's documents."""
         with np.load(self.path(unit, "table.npz")) as arrays:

@@ -41,6 +41,10 @@ def test_split_by_tail_of_texts_without_line_ends():
     parts = [cut(Document(t, t), 0.25) for t in texts]
     assert [a.text + b.text for a, b in parts] == texts
     assert parts[0][0].text == "one line of several words " and len(parts[1][1].text) == 16
+    spec = DataSpec(train="x", split_by="tail", validation_fraction=0.1)
+    for text in ("unbroken1\n", "\n\n\n\n\n\n\n\n\nx", "a b", "x"):  # blank on one side: it stays whole
+        made = list(sides(spec, Document("d", text), False))
+        assert "".join(d.text for _, d in made) == text and all(d.text.strip() for _, d in made)
 
 
 def test_a_tally_balances_and_keeps_ten_examples():

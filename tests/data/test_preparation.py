@@ -222,6 +222,9 @@ def test_records_that_cannot_be_read(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(bad))
     arguments = [f"--input={tmp_path / 'a.jsonl'}", "--config.data.row_length=16"]
     assert_refused(verb("prepare", *arguments, f"--workdir={tmp_path / 'stop'}"), "a.jsonl:4", "JSON")
+    for tasks in (1, 2):  # datatrove's own words go to its logs
+        how = ["--executor=datatrove", f"--tasks={tasks}", f"--workers={tasks}"]
+        assert_refused(verb("prepare", *arguments, f"--workdir={tmp_path / 'tasks'}", *how), "a.jsonl:4", "JSON")
     # what was stopped goes on when told to skip
     result = verb("prepare", *arguments, f"--workdir={tmp_path / 'stop'}", "--on-error=skip")
     assert result.returncode == 0 and "2 records skipped" in result.stdout, result.stderr
@@ -386,6 +389,9 @@ def test_settings_have_one_home():
         (["--config.tokenizer.path=nowhere.json"], "nowhere.json"),
         (["--config.dedup.contamination=nowhere"], "nowhere"),
         (["--executor=lsf"], "local, datatrove, slurm, ray"),
+        (["--tasks=2"], "--executor"),
+        (["--slurm-partition=cpu"], "need each other"),
+        (["--config.seed=1"], "there is no field 'seed'"),
         (["--workers=0"], "--workers=0"),
         (["--on-error=ignore"], "--on-error"),
     ],
@@ -394,6 +400,22 @@ def test_what_cannot_work_is_refused_before_anything_is_read(tmp_path, corpus, f
     result = verb("prepare", f"--input={corpus}", f"--workdir={tmp_path / 'run'}", *flags)
     assert_refused(result, part)
     assert not (tmp_path / "run" / "data").exists()
+
+
+def test_questions_without_the_answers_that_were_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"q": "Why?", "text": "Because it is so."}\n')
+    result = verb(
+        "prepare", f"--input={tmp_path / 'a.jsonl'}", f"--workdir={tmp_path / 'run'}", "--config.data.answer=reply",
+        "--config.data.fields=q,text", "--config.data.packing=whole", "--config.objective.kind=span_qa",
+    )  # fmt: skip
+    assert_refused(result, "a.jsonl:1", "there is no 'reply'", "data.answer names it")
+
+
+def test_one_word_documents_held_out_by_tail(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"unbrokenword{n}"}) + "\n" for n in range(60)))
+    result = verb("prepare", f"--input={tmp_path / 'a.jsonl'}", f"--workdir={tmp_path / 'run'}",
+                  "--config.data.split_by=tail", "--config.data.row_length=16")  # fmt: skip
+    assert result.returncode in (0, 2) and "balance" not in result.stderr and "Traceback" not in result.stderr
 
 
 def test_questions(tmp_path):
