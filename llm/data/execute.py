@@ -56,9 +56,7 @@ class Execution:
                 f"--workers={self.workers} --tasks={self.tasks}: at least one worker, and no less than 0 tasks"
             )
         if self.tasks and self.executor == "local":
-            raise InputError(
-                f"--tasks={self.tasks} is for datatrove's executors; give --executor too, or --workers"
-            )
+            raise InputError(f"--tasks={self.tasks} is for datatrove's executors; give --executor too, or --workers")
         if (self.executor == "slurm") != bool(self.slurm_partition):
             raise InputError("--executor=slurm and --slurm-partition=NAME need each other")
 

@@ -22,7 +22,6 @@ from llm.data.documents import Document
 from llm.data.spec import DataSpec
 from llm.errors import InputError
 
-UNIT_BYTES = 8 * 2**20
 SMALL_BYTES = 4 << 20  # a file up to that size is stamped by its content
 _BLOCK = 1 << 20
 
@@ -87,19 +86,18 @@ def units(spec: DataSpec, source: str) -> list[Unit]:
                 f"{spec.fields} data.label={spec.label!r} ask for more; take .jsonl, .csv or .parquet"
             )
         size = _size(root / name)
-        whole = (
-            size <= UNIT_BYTES or packed or not (kind in ("jsonl", "parquet") or (kind == "txt" and spec.txt == "line"))
-        )
-        if group and (not whole or held + size > UNIT_BYTES):
+        divisible = not packed and (kind in ("jsonl", "parquet") or (kind == "txt" and spec.txt == "line"))
+        whole = size <= spec.unit_bytes or not divisible
+        if group and (not whole or held + size > spec.unit_bytes):
             made.append(Unit(source, "files", tuple(group), held))
             group, held = [], 0
         if whole:
             group.append(name)
             held += size
         elif kind == "parquet":
-            made += _row_groups(source, root, name, size)
+            made += _row_groups(source, root, name, size, spec.unit_bytes)
         else:
-            cuts = [*_cuts(root / name, size), (size, 0)]
+            cuts = [*_cuts(root / name, size, spec.unit_bytes), (size, 0)]
             for (start, line), (end, _) in zip(cuts, cuts[1:]):
                 made.append(Unit(source, "lines", (name,), end - start, start, end, line))
     if group:
@@ -313,10 +311,10 @@ def _formats() -> str:
     return ", ".join(readers.FORMATS) + " (texts also as " + ", ".join(readers.COMPRESSED) + ")"
 
 
-def _cuts(path: pathlib.Path, size: int) -> Iterator[tuple[int, int]]:
-    """Where the parts of a file begin, at starts of lines about UNIT_BYTES apart: offset and number of the line."""
+def _cuts(path: pathlib.Path, size: int, unit_bytes: int) -> Iterator[tuple[int, int]]:
+    """Where the parts of a file begin, at starts of lines about `unit_bytes` apart: offset and number of the line."""
     yield 0, 1
-    offset, line, target = 0, 1, UNIT_BYTES
+    offset, line, target = 0, 1, unit_bytes
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             while block.endswith(b"\r") and (more := file.read(1)):  # \r\n stays in one block
@@ -329,7 +327,7 @@ def _cuts(path: pathlib.Path, size: int) -> Iterator[tuple[int, int]]:
                 line += _ends(block[counted : found.end()])
                 counted = found.end()
                 yield offset + counted, line
-                target = offset + counted + UNIT_BYTES
+                target = offset + counted + unit_bytes
             line += _ends(block[counted:])
             offset += len(block)
 
@@ -339,8 +337,8 @@ def _ends(block: bytes) -> int:
     return block.count(b"\n") + (returns - block.count(b"\r\n") if returns else 0)
 
 
-def _row_groups(source: str, root: pathlib.Path, name: str, size: int) -> list[Unit]:
-    """Row groups, as many in a unit as make UNIT_BYTES together."""
+def _row_groups(source: str, root: pathlib.Path, name: str, size: int, unit_bytes: int) -> list[Unit]:
+    """Row groups, as many in a unit as make `unit_bytes` together."""
     import pyarrow
     import pyarrow.parquet
 
@@ -353,7 +351,7 @@ def _row_groups(source: str, root: pathlib.Path, name: str, size: int) -> list[U
         group = about.row_group(number)
         row += group.num_rows
         held += group.total_byte_size
-        if held >= UNIT_BYTES or number == about.num_row_groups - 1:
+        if held >= unit_bytes or number == about.num_row_groups - 1:
             made.append(Unit(source, "row_groups", (name,), held, start, number + 1, first))
             start, first, held = number + 1, row, 0
     return made

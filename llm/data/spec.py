@@ -37,6 +37,8 @@ class DataSpec:
         answer: for questions, the record key of the answer in the text: {"text": ..., "start": character}, or null
             where there is none. A text longer than a row is cut into overlapping windows, each an example.
         on_error: what to do with a record that cannot be read: "stop", or "skip", which counts it and keeps it aside.
+        unit_bytes: input that is one piece of work and makes one shard a split; smaller ones occupy more workers, and
+            corpora beyond 100 GB want larger ones, since every shard is mapped into memory.
         max_documents: read no more than that many documents of each source; None reads all.
         row_length: tokens in a packed row; the longest example where nothing is packed.
         packing: "concatenate" joins documents and splits the stream into rows; "best_fit" keeps documents whole where
@@ -58,6 +60,7 @@ class DataSpec:
     label: str = ""
     answer: str = ""
     on_error: str = "stop"
+    unit_bytes: int = 8 * 2**20
     max_documents: int | None = None
     row_length: int = 128
     packing: str = "concatenate"
@@ -78,6 +81,8 @@ class DataSpec:
             raise InputError(f"data.validation_fraction={self.validation_fraction}: must lie between 0 and 1")
         if self.row_length < 2:
             raise InputError(f"data.row_length={self.row_length}: at least 2 tokens")
+        if self.unit_bytes < 1:
+            raise InputError(f"data.unit_bytes={self.unit_bytes}: at least 1")
         if self.max_documents is not None and self.max_documents < 1:
             raise InputError(f"data.max_documents={self.max_documents}: at least 1, or None for all")
         if not self.fields or len(set(self.fields)) != len(self.fields) or "" in self.fields:

@@ -200,7 +200,9 @@ def test_package_managers(tmp_path, monkeypatch):
     tool("apt-cache", "echo '  Candidate: 4:8.0-1'")
     stops(
         "libreoffice_en_de",
-        "4:7.4.7-1+deb12u14 cannot be fetched", "pinned", "has 4:8.0-1",
+        "4:7.4.7-1+deb12u14 cannot be fetched",
+        "pinned",
+        "has 4:8.0-1",
     )
     assert [p.name for p in (tmp_path / "cache" / "archives").iterdir()] == [kept.name]
 

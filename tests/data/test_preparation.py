@@ -56,7 +56,7 @@ def flags(pile, *more):
         f"--input={pile}/*.gz", "--config.tokenizer.vocab_size=400", "--config.data.row_length=32",
         "--config.dedup.near=true", "--config.dedup.corpus_lines=20", "--config.clean.languages=en",
         "--config.clean.personal_data=email", f"--config.dedup.contamination={pile / 'questions'}",
-        "--config.dedup.document_lines=true", *more,
+        "--config.dedup.document_lines=true", "--config.data.unit_bytes=20000", *more,
     ]  # fmt: skip
 
 
@@ -65,6 +65,7 @@ def prepared(pile, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("prepared")
     result = verb("prepare", *flags(pile), f"--workdir={workdir}", "--workers=1")
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    assert len(list((workdir / "data").glob("*.train.tokens"))) >= 4  # units enough to be dealt out
     return workdir, result
 
 
@@ -170,14 +171,16 @@ def test_the_order_of_files_changes_no_decision(prepared, pile, tmp_path):
 
 def test_a_killed_preparation_goes_on_and_ends_the_same(prepared, pile, tmp_path):
     workdir = tmp_path / "run"
-    arguments = [*flags(pile), f"--workdir={workdir}", "--workers=1"]
-    for phase, number, code in (("documents", signal.SIGKILL, -9), ("encode", signal.SIGTERM, 75)):
+    arguments = [*flags(pile), f"--workdir={workdir}"]
+    stops = (("documents", signal.SIGKILL, -9, 1), ("decide", signal.SIGTERM, 75, 2), ("encode", signal.SIGTERM, 75, 1))
+    for phase, number, code, workers in stops:
+        first = "all" if phase == "decide" else "00000"
         with subprocess.Popen(
-            command("prepare", *arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True,
+            command("prepare", *arguments, f"--workers={workers}"), cwd=ROOT, env=environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         ) as process:  # fmt: skip
             deadline = time.time() + 120
-            while not (workdir / "data.partial" / f"00000.{phase}.json").is_file():
+            while not (workdir / "data.partial" / f"{first}.{phase}.json").is_file():
                 assert process.poll() is None and time.time() < deadline
                 time.sleep(0.001)
             process.send_signal(number)

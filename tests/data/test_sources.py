@@ -125,19 +125,18 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 # --- units ----------------------------------------------------------------------------------------------------------
 
 
-def test_units_group_small_files_and_cut_large_ones_between_lines(tmp_path, monkeypatch):
+def test_units_group_small_files_and_cut_large_ones_between_lines(tmp_path):
     for n in range(10):
         (tmp_path / f"a{n}.txt").write_text("x" * 30)
     (tmp_path / "b.jsonl").write_bytes(jsonl(*(f"line {n}" for n in range(40))))
     (tmp_path / "c.jsonl").write_bytes(jsonl("last"))
     whole = found(tmp_path)
-    monkeypatch.setattr(sources, "UNIT_BYTES", 100)
-    units = sources.units(SPEC, str(tmp_path))
+    units = sources.units(DataSpec(unit_bytes=100), str(tmp_path))
     assert [u.kind for u in units[:4]] == ["files"] * 4 and [len(u.paths) for u in units[:4]] == [3, 3, 3, 1]
     lines = [u for u in units if u.kind == "lines"]
     assert len(lines) > 6 and all(u.size >= 100 for u in lines[:-1])
     assert [a.end for a in lines[:-1]] == [b.start for b in lines[1:]] and units[-1].paths == ("c.jsonl",)
-    assert found(tmp_path) == whole and len(whole) == 51
+    assert found(tmp_path, unit_bytes=100) == whole and len(whole) == 51
     again = [sources.Unit(**json.loads(json.dumps(dataclasses.asdict(u)))) for u in units]
     assert again == units
     assert sum(u.size for u in units) == sum(f.stat().st_size for f in tmp_path.iterdir())
@@ -149,27 +148,25 @@ def test_cuts_by_every_size_lose_no_line_of_any_ending(tmp_path, monkeypatch, si
     text = "\ufeff" + "".join(f"l{n}\u2028" + ends[n % 3] + ["", "\n", "\r", "\r\n"][n % 4] for n in range(24)) + "end"
     (tmp_path / "a.txt").write_bytes(text.encode())
     whole = found(tmp_path / "a.txt", txt="line")
-    monkeypatch.setattr(sources, "UNIT_BYTES", size)
     monkeypatch.setattr(sources, "_BLOCK", 7)
     monkeypatch.setattr("llm.data.readers._BLOCK", 5)
-    assert found(tmp_path / "a.txt", txt="line") == whole
+    assert found(tmp_path / "a.txt", txt="line", unit_bytes=size) == whole
     assert [t for _, t in whole] == [f"l{n}\u2028" for n in range(24)] + ["end"]
     # The numbers by another road: universal newlines of the io module.
     lines = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8-sig").read().split("\n")
     assert [i for i, _ in whole] == [f"a.txt:{n}" for n, line in enumerate(lines, 1) if line.strip()]
 
 
-def test_parquet_by_row_groups(tmp_path, monkeypatch):
+def test_parquet_by_row_groups(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"text": [f"t{n}" for n in range(10)], "raw": [b"\xff"] * 10, "score": [float("nan")] * 10})
     path = tmp_path / "a.parquet"
     parquet.write_table(table, path, row_group_size=3)
     whole = found(path)
     assert whole[4] == ("a.parquet:5", "t4") and len(whole) == 10
-    monkeypatch.setattr(sources, "UNIT_BYTES", 10)
-    units = sources.units(SPEC, str(path))
+    units = sources.units(DataSpec(unit_bytes=10), str(path))
     assert [(u.start, u.end, u.line) for u in units] == [(0, 1, 1), (1, 2, 4), (2, 3, 7), (3, 4, 10)]
-    assert found(path) == whole
+    assert found(path, unit_bytes=10) == whole
     assert sources.read_all(SPEC, str(path))[0].meta == {"score": None, "source": f"{path}:1"}
     stops(path, "no 'body'", "'raw'", "data.text", text="body")
 
@@ -483,11 +480,10 @@ def test_a_quote_that_is_never_closed_costs_one_row(tmp_path):
     assert [where for where, _, _ in told] == [f"{tmp_path / 'a.csv'}:3"]
 
 
-def test_a_large_file_of_another_encoding_is_told_of_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "UNIT_BYTES", 50)
+def test_a_large_file_of_another_encoding_is_told_of_once(tmp_path):
     (tmp_path / "a.jsonl").write_bytes("\n".join(['{"text": "1"}'] * 40).encode("utf-16"))
     told = []
-    spec = DataSpec(train="x", on_error="skip")
+    spec = DataSpec(train="x", on_error="skip", unit_bytes=50)
     assert not [d for u in units(spec, str(tmp_path)) for d in read(u, spec, lambda *bad: told.append(bad))]
     assert len(told) == 1 and "UTF-16" in told[0][1]
 
