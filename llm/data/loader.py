@@ -135,8 +135,8 @@ class Dataset:
 
     def _other(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """Any example but this one, from the whole split, so that it does not depend on the batch."""
-        other = int(rng.integers(len(self) - 1)) if len(self) > 1 else index
-        return self._example(other + (other >= index and len(self) > 1), rng)
+        other = int(rng.integers(len(self) - 1))
+        return self._example(other + (other >= index), rng)
 
     def _example(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         found = tuple(self.shards.sequence(index, field) for field in range(len(self.shards.fields)))

@@ -28,7 +28,7 @@ TEXTS = ("txt", "md", "html")  # formats without records: nothing but a text
 Bad = Callable[[int | None, str, str], None]
 
 _BLOCK = 1 << 20
-_IDS = 1_000_000  # ids of one file that are remembered: doubles beyond that are found among all documents
+_IDS = 1_000_000  # ids of one file that are remembered, so that memory has an end; doubles beyond them are not seen
 _KEPT = 100_000  # characters of a bad record that are kept
 _FIELD = 1 << 28  # characters of a csv field: a forgotten quote must not take the memory
 _TRUNCATED = "the compressed data end too early: the file is truncated"

@@ -12,9 +12,8 @@ from llm.data.work import Work
 def markdown(made: dict) -> str:
     """The readable form of report.json."""
     data, train, validation = made["settings"]["data"], made["train"], made["validation"]
-    source = ", ".join(data["prepared"]) or data["train"]
     lines = [
-        f"# {source}",
+        f"# {data['train']}",
         "",
         f"Fingerprint `{made['fingerprint']}`, tokenizer `{made['tokenizer']['fingerprint']}` with "
         f"{made['tokenizer']['vocab_size']:,} entries.",
