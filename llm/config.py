@@ -78,18 +78,36 @@ class Experiment:
     mesh: MeshSpec
 
     def __post_init__(self):
-        if self.data.row_length > self.model.context:
-            raise InputError(
-                f"data.row_length={self.data.row_length} is longer than model.context={self.model.context}"
-            )
+        context = self.model.context
+        if context is not None and self.data.row_length > context:
+            raise InputError(f"data.row_length={self.data.row_length} is longer than model.context={context}")
         if not 0 <= self.seed < 2**32:  # JAX's keys take 32 bits
             raise InputError(f"seed={self.seed}: must lie in 0..2^32-1")
-        objectives = models.FAMILIES[self.family].objectives
-        if self.objective.kind not in objectives:
-            raise InputError(
-                f"objective.kind={self.objective.kind!r}: the {self.family} family learns {', '.join(objectives)}"
-            )
+        models.check_objective(self.family, self.model, self.objective.kind)
+        self._check_parts()
         schedule(self.optimizer, self.training.steps)  # refuses a warm-up that does not end
+
+    def _check_parts(self) -> None:
+        """Refuses rooms that do not fit each other."""
+        kind, whole_batch = self.objective.kind, self.training.microbatches == 1
+        carries = isinstance(self.model, models.RNNSpec) and self.model.carry
+        if carries and not self.objective.stream:
+            raise InputError("model.carry=True: a state goes on where the text does; set objective.stream=True")
+        if carries and not whole_batch:
+            raise InputError(
+                f"training.microbatches={self.training.microbatches}: model.carry=True has one batch; set 1"
+            )
+        if kind == "contrastive" and not whole_batch:
+            raise InputError(
+                f"training.microbatches={self.training.microbatches}: objective.kind='contrastive' compares all rows "
+                "of a batch; set 1"
+            )
+        if self.generation.prompts and kind not in models.WRITING:
+            raise InputError(f"generation.prompts: a model of objective.kind={kind!r} writes nothing; give none")
+        if isinstance(self.model, models.BertSpec) and self.model.types < len(self.data.fields):
+            raise InputError(
+                f"model.types={self.model.types}: data.fields={self.data.fields} needs {len(self.data.fields)}"
+            )
 
     @property
     def preparation(self) -> Preparation:
@@ -100,17 +118,26 @@ class Experiment:
 # --- writing a config -------------------------------------------------------------------------------------------------
 
 
-def default_config(family: str) -> Config:
+def default_config(family: str, preset: str = "") -> Config:
     """The config of a family with every field at its default, locked; "corpus" has the rooms of data alone.
 
+    Args:
+        family: a key of `llm.models.FAMILIES`, or "corpus".
+        preset: a published size, a key of `llm.models.PRESETS[family]`, for the model's fields; "" has defaults.
+
     Raises:
-        InputError: there is no such family.
+        InputError: there is no such family or preset; the message lists those that exist, the nearest first.
     """
+    rooms = _rooms(family)
+    sizes = models.PRESETS.get(family, {})
+    if preset and preset not in sizes:
+        raise InputError(f"unknown preset {preset!r} of {family}; there are {_choices(preset, sizes)}")
     config = ConfigDict({"family": family} | ({} if family == CORPUS else {"seed": 0}))
-    for room, spec in _rooms(family).items():
+    for room, spec in rooms.items():
         section = config[room] = ConfigDict()
+        values = sizes[preset] if preset and room == "model" else spec()
         for name, kind in _fields(spec).items():
-            default = getattr(spec(), name)
+            default = getattr(values, name)
             # ml_collections takes the type of a field from its value; None needs a placeholder to have one.
             section[name] = config_dict.placeholder(_inner(kind)) if default is None else default
     return config.lock()

@@ -1,19 +1,24 @@
 """`python -m llm.evaluate`: the scores of a run over its whole validation set."""
 
-import dataclasses
-
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from llm import cli
-from llm.evaluation.perplexity import compile_row_losses, perplexity
-from llm.run_folder import open_run
+from llm.errors import InputError
+from llm.evaluation import report
+from llm.evaluation.scores import Scorer, Scores
+from llm.run_folder import Run, open_run
 from llm.training import metrics
 
 DESCRIPTION = """\
-Loss, perplexity and bits per byte of a run's newest checkpoint over its whole validation set.
+The scores of a run's newest checkpoint over its whole validation set, each example once.
 
-The batch size changes speed, not the result (to 1e-5). The scores also go to evaluation.json in the run's folder.
+Language models: loss, perplexity, bits per byte. Classifiers: accuracy, precision, recall, F1, confusion.png.
+Translation: BLEU and chrF. Questions: exact match and F1. Pairs of texts: recall.
+
+The batch size changes speed, not the result (to 1e-5). The scores also go to evaluation.json in the run's folder, and
+the examples to validation.jsonl.
 """
 
 
@@ -22,32 +27,68 @@ def main(argv: list[str]) -> None:
     parser = cli.parser("evaluate", DESCRIPTION)
     parser.add_argument("--workdir", required=True, metavar="FOLDER", help="a run's folder")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows at a time; the run's own by default")
+    parser.add_argument(
+        "--ensemble",
+        default="",
+        metavar="FOLDER,FOLDER",
+        help="other classifiers of the same data, whose probabilities are averaged with this run's",
+    )
     flags = parser.parse_args(argv)
     if flags.batch_size is not None and flags.batch_size < 1:
         parser.error(f"--batch-size={flags.batch_size} must be at least 1")
-    run = open_run(flags.workdir)
-    batch_size = flags.batch_size or run.experiment.evaluation.batch_size
-    with jax.set_mesh(run.mesh), tqdm(total=len(run.prepared.validation), desc="validating", unit="row") as bar:
-        result = perplexity(
-            compile_row_losses(run.model, run.experiment.training.loss_chunk),
-            run.params,
-            run.prepared.validation,
-            batch_size,
-            run.mesh,
-            progress=bar.update,
-        )
-    print(
-        cli.table(
-            [
-                ("step", f"{run.step:,}"),
-                ("validation tokens", f"{result.tokens:,} encoding {result.bytes:,} bytes"),
-                ("loss", f"{result.loss:.5f} nats/token"),
-                ("perplexity", f"{result.perplexity:.3f}"),
-                ("bits per byte", f"{result.bits_per_byte:.5f}"),
-            ]
-        )
+    runs = [open_run(name) for name in (flags.workdir, *filter(None, flags.ensemble.split(",")))]
+    _check_ensemble(runs)
+    run, kind = runs[0], runs[0].experiment.objective.kind
+    scores = _ensemble(runs, flags.batch_size) if len(runs) > 1 else _scores(run, flags.batch_size)
+    members = [("runs averaged", f"{len(runs)}")] if len(runs) > 1 else []
+    print(cli.table([("step", f"{run.step:,}"), *members, *report.rows(kind, scores.numbers)]))
+    found = {"step": run.step, "runs": [str(r.workdir) for r in runs], "validation": scores.numbers}
+    metrics.write_json(run.workdir / ("ensemble.json" if members else "evaluation.json"), found)
+    if not members:
+        report.write_records(scores, run.workdir)
+
+
+def _scorer(run: Run, batch_size: int | None, progress) -> Scorer:
+    spec = run.experiment.evaluation
+    progress.total = len(run.prepared.validation)
+    return Scorer(
+        run.model,
+        run.experiment.objective.kind,
+        run.prepared,
+        spec if batch_size is None else spec.with_batch_size(batch_size),
+        run.experiment.training.loss_chunk,
+        run.mesh,
     )
-    metrics.write_json(run.workdir / "evaluation.json", {"step": run.step, "validation": dataclasses.asdict(result)})
+
+
+def _scores(run: Run, batch_size: int | None) -> Scores:
+    with jax.set_mesh(run.mesh), tqdm(desc="validating", unit="row") as bar:
+        return _scorer(run, batch_size, bar).scores(run.params, bar.update)
+
+
+def _check_ensemble(runs: list[Run]) -> None:
+    """Raises InputError unless all runs are classifiers with one set of classes and examples."""
+    first = runs[0]
+    for run in runs[1:]:
+        if run.experiment.objective.kind != "classification" or first.experiment.objective.kind != "classification":
+            raise InputError("--ensemble averages the probabilities of classifiers; give runs of that objective")
+        counts = len(run.prepared.validation), len(first.prepared.validation)
+        if run.prepared.labels != first.prepared.labels or counts[0] != counts[1]:
+            raise InputError(f"--ensemble: {run.workdir} was validated on other data than {first.workdir}")
+
+
+def _ensemble(runs: list[Run], batch_size: int | None) -> Scores:
+    """The scores of the mean of the runs' probabilities."""
+    total, labels = -np.inf, None
+    for run in runs:
+        with jax.set_mesh(run.mesh), tqdm(desc=str(run.workdir), unit="row") as bar:
+            scorer = _scorer(run, batch_size, bar)
+            logits_EC, found = scorer.logits(run.params, bar.update)
+        if labels is not None and not np.array_equal(found, labels):
+            raise InputError(f"--ensemble: {run.workdir} has the examples in another order")
+        total, labels = np.logaddexp(total, logits_EC), found
+    assert labels is not None
+    return scorer.of_logits(total - np.log(len(runs)), labels)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import sys
 
 import jax
 
-from llm import cli
+from llm import cli, models
+from llm.data.preparation import specials
 from llm.errors import InputError
 from llm.generation import SamplingSpec, generate
 from llm.generation.engine import check_lengths
@@ -12,7 +13,8 @@ from llm.run_folder import open_run
 from llm.tokenization import StreamDecoder
 
 DESCRIPTION = """\
-Continues a prompt with a run's newest checkpoint, printing the text as it comes.
+Continues a prompt with a run's newest checkpoint, printing the text as it comes. A model with an encoder reads the
+prompt and writes what belongs to it: a translation, an answer.
 
 Filters act in the order temperature, top-k, top-p. The same seed gives the same text.
 """
@@ -41,9 +43,17 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--seed={flags.seed} must lie in 0..2^32-1")
 
     run = open_run(flags.workdir)
+    kind = run.experiment.objective.kind
+    if kind not in models.WRITING:
+        raise InputError(f"{run.workdir} was trained for objective.kind={kind!r}: it writes nothing")
     tokenizer, context = run.prepared.tokenizer, run.model.spec.context
     prompt = [tokenizer.end_of_text, *tokenizer.encode(flags.prompt)]
+    sources = None
+    if run.model.reads_source:
+        prompt, sources = [specials(tokenizer).start], [[*prompt[1:], tokenizer.end_of_text]]
     check_lengths(len(prompt), 1, context)
+    # Without a limit of the model's own, as much as a row of its training.
+    room = (run.experiment.data.row_length if context is None else context) - len(prompt)
     stream = StreamDecoder(tokenizer)
 
     def show(row: int, token: int) -> None:
@@ -51,17 +61,19 @@ def main(argv: list[str]) -> None:
         sys.stdout.write(stream.push(token))
         sys.stdout.flush()
 
-    sys.stdout.write(flags.prompt)
+    if sources is None:
+        sys.stdout.write(flags.prompt)
     with jax.set_mesh(run.mesh):
         generate(
             run.model,
             run.params,
             [prompt],
-            flags.max_tokens or context - len(prompt),
+            flags.max_tokens or max(room, 1),
             sampling,
             context=context,
             vocab_size=tokenizer.vocab_size,
             end_of_text=tokenizer.end_of_text,
+            sources=sources,
             seed=flags.seed,
             use_cache=not flags.no_cache,
             on_token=show,

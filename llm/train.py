@@ -1,22 +1,25 @@
 """`python -m llm.train`: from an experiment config and raw text to a trained, evaluated, sampled model."""
 
-import dataclasses
 import json
 import logging
 import pathlib
 import time
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from llm import cli, config, models, sharding
-from llm.data import Prepared, prepare
+from llm.data import Dataset, Prepared, prepare
+from llm.data.preparation import specials
 from llm.errors import InputError
-from llm.evaluation.perplexity import compile_row_losses, perplexity
+from llm.evaluation import report
+from llm.evaluation.scores import Scorer
 from llm.generation import generate
 from llm.generation.engine import check_lengths
+from llm.run_folder import open_run, shared
 from llm.training import metrics, state
-from llm.training.loop import Trained, check_batch, train
+from llm.training.loop import Trained, check_batch, recipe, train
 
 DESCRIPTION = """\
 Runs an experiment: prepares its data, trains, validates, samples.
@@ -39,7 +42,11 @@ def main(argv: list[str]) -> None:
     flags, rest = parser.parse_known_args(argv)
     experiment = config.resolve(config.override(config.load(flags.config), cli.overrides(rest)))
     if flags.show_parameters:
-        print(state.parameter_table(models.build(experiment.model, experiment.tokenizer.entries)))
+        # Where the data have not been looked at, a classification head is shown with two classes.
+        model = models.build(experiment.model, experiment.tokenizer.entries)
+        if getattr(model.spec, "classes", 2) is None:
+            model = models.build(experiment.model, experiment.tokenizer.entries, classes=2)
+        print(state.parameter_table(model, experiment.objective.kind))
         return
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
@@ -54,12 +61,19 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment.training, mesh)
 
+    start = open_run(experiment.training.start_from) if experiment.training.start_from else None
     prepared = prepare(experiment.preparation, workdir)
     assert prepared is not None
-    model = models.build(experiment.model, prepared.tokenizer.vocab_size)
-    prompts = _prompts(experiment, prepared)
+    _check_classes(prepared)
+    if start is not None and start.prepared.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
+        raise InputError(
+            f"training.start_from={start.workdir}: its tokenizer is another one; set "
+            f"tokenizer.path={start.workdir / 'tokenizer.json'}"
+        )
+    model = models.build(experiment.model, prepared.tokenizer.vocab_size, len(prepared.labels))
+    prompts = _prompts(experiment, prepared, model)
     logging.getLogger("llm").setLevel(logging.INFO)  # which attention "auto" is, and why
-    state.check_mesh(model, mesh)
+    state.check_mesh(recipe(model, experiment.training, experiment.optimizer, experiment.objective, 0), mesh)
     # All that can be refused has been: only now the folder becomes this experiment's.
     if not (workdir / "config.json").is_file():
         config.save(experiment, workdir / "config.json")
@@ -70,18 +84,23 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
         return
 
     with jax.set_mesh(mesh):
-        row_losses = compile_row_losses(model, experiment.training.loss_chunk)
-
-        def validate(params) -> dict[str, float]:
-            rows = experiment.training.validation_rows
-            result = perplexity(row_losses, params, prepared.validation, experiment.evaluation.batch_size, mesh, rows)
-            return {"loss": result.loss}
-
+        chunk = experiment.training.loss_chunk
+        scorer = Scorer(model, experiment.objective.kind, prepared, experiment.evaluation, chunk, mesh)
         trained = train(
-            model, experiment.training, experiment.optimizer, prepared, experiment.seed, mesh, workdir, validate
+            model,
+            experiment.training,
+            experiment.optimizer,
+            experiment.objective,
+            prepared,
+            experiment.seed,
+            mesh,
+            workdir,
+            validate=lambda params: scorer.loss(params, experiment.training.validation_rows),
+            initial=lambda params: params if start is None else shared(params, start),
         )
-        summary = _finish(experiment, prepared, prompts, model, mesh, row_losses, trained)
-    metrics.plot_curves(workdir, summary["validation"]["loss"])
+        summary = _finish(experiment, prepared, prompts, model, scorer, trained, workdir)
+    shown = ("loss", "accuracy")  # looked at along the run too
+    metrics.plot_curves(workdir, {name: x for name, x in summary["validation"].items() if name in shown})
     summary["total_seconds"] = time.perf_counter() - began
     metrics.write_json(summary_file, summary)
     _report(summary, workdir)
@@ -99,9 +118,28 @@ def _refuse_other_config(experiment: config.Experiment, workdir: pathlib.Path) -
             )
 
 
-def _prompts(experiment: config.Experiment, prepared: Prepared) -> list[list[int]]:
-    """The ids of the prompts that the run will show continuations of, each opened by the end of text."""
+def _check_classes(prepared: Prepared) -> None:
+    """Raises InputError when a class has no training example: nothing could be learned of it."""
+    if prepared.labels:
+        train = prepared.train
+        assert isinstance(train, Dataset), "a mixture has no labels"
+        counts = np.bincount(train.shards.labels(np.arange(len(train)))[:, 0], minlength=len(prepared.labels))
+        missing = [name for name, count in zip(prepared.labels, counts) if not count]
+        if missing:
+            raise InputError(
+                f"data: no training example is left with the label {', '.join(map(repr, missing))}: give more of it, "
+                "or take the label out"
+            )
+
+
+def _prompts(experiment: config.Experiment, prepared: Prepared, model: models.Model) -> list[list[int]]:
+    """The ids of the prompts that the run will show continuations of, each opened by the end of text.
+
+    Of a model that reads a source they are the sources, each closed by it.
+    """
     tokenizer = prepared.tokenizer
+    if model.reads_source:
+        return [[*ids, tokenizer.end_of_text] for ids in tokenizer.encode_batch(experiment.generation.prompts)]
     prompts = [[tokenizer.end_of_text, *ids] for ids in tokenizer.encode_batch(experiment.generation.prompts)]
     for text, ids in zip(experiment.generation.prompts, prompts):
         try:
@@ -112,27 +150,19 @@ def _prompts(experiment: config.Experiment, prepared: Prepared) -> list[list[int
 
 
 def _finish(
-    experiment: config.Experiment, prepared: Prepared, prompts, model, mesh, row_losses, trained: Trained
+    experiment: config.Experiment,
+    prepared: Prepared,
+    prompts: list[list[int]],
+    model: models.Model,
+    scorer: Scorer,
+    trained: Trained,
+    workdir: pathlib.Path,
 ) -> dict:
     """The summary: scores over the whole validation set, samples, and what the run cost."""
-    params, rows = trained.state.params, len(prepared.validation)
-    with tqdm(total=rows, desc="validating", unit="row", mininterval=0.5) as bar:
-        result = perplexity(
-            row_losses, params, prepared.validation, experiment.evaluation.batch_size, mesh, progress=bar.update
-        )
-    generation, tokenizer = experiment.generation, prepared.tokenizer
-    longest = max((len(p) for p in prompts), default=0)
-    continuations = generate(
-        model,
-        params,
-        prompts,
-        min(generation.max_tokens, model.spec.context - longest),
-        generation.sampling(),
-        context=model.spec.context,
-        vocab_size=tokenizer.vocab_size,
-        end_of_text=tokenizer.end_of_text,
-        seed=experiment.seed,
-    )
+    params = trained.state.params
+    with tqdm(total=scorer.rows, desc="validating", unit="row", mininterval=0.5) as bar:
+        scores = scorer.scores(params, bar.update)
+    report.write_records(scores, workdir)
     flops = 3 * model.flops_per_token(params, experiment.data.row_length)  # the backward pass costs two forward ones
     rate = trained.tokens_per_second
     return {
@@ -143,16 +173,37 @@ def _finish(
         "train_seconds": trained.seconds,
         "tokens_per_second": rate,
         "mfu": flops * rate / (metrics.measured_peak_flops() * jax.device_count()),
-        "validation": dataclasses.asdict(result),
-        "samples": [
-            {"prompt": prompt, "continuation": tokenizer.decode(ids)}
-            for prompt, ids in zip(generation.prompts, continuations)
-        ],
+        "objective": experiment.objective.kind,
+        "validation": scores.numbers,
+        "samples": _samples(experiment, prepared, prompts, model, params),
     }
 
 
+def _samples(experiment: config.Experiment, prepared: Prepared, prompts, model: models.Model, params) -> list[dict]:
+    """What the model writes to the prompts: continuations, or what an encoder-decoder says of them."""
+    if not prompts:
+        return []
+    generation, tokenizer, context = experiment.generation, prepared.tokenizer, model.spec.context
+    opening = [[specials(tokenizer).start]] * len(prompts) if model.reads_source else prompts
+    longest = max(map(len, opening))
+    written = generate(
+        model,
+        params,
+        opening,
+        generation.max_tokens if context is None else min(generation.max_tokens, context - longest),
+        generation.sampling(),
+        context=context,
+        vocab_size=tokenizer.vocab_size,
+        end_of_text=tokenizer.end_of_text,
+        sources=prompts if model.reads_source else None,
+        seed=experiment.seed,
+    )
+    return [
+        {"prompt": prompt, "continuation": tokenizer.decode(ids)} for prompt, ids in zip(generation.prompts, written)
+    ]
+
+
 def _report(summary: dict, workdir: pathlib.Path) -> None:
-    validation = summary["validation"]
     for sample in summary["samples"]:
         print(f"\n--- {sample['prompt']!r} continues:\n{sample['prompt']}{sample['continuation']}")
     print()
@@ -164,9 +215,7 @@ def _report(summary: dict, workdir: pathlib.Path) -> None:
                 ("time", f"{summary['total_seconds']:.0f} s, of it {summary['train_seconds']:.0f} s training"),
                 ("tokens/s", f"{summary['tokens_per_second']:,.0f}"),
                 ("share of peak (MFU)", f"{summary['mfu']:.0%} of the measured float32 matrix product"),
-                ("validation loss", f"{validation['loss']:.4f} nats/token over {validation['tokens']:,} tokens"),
-                ("perplexity", f"{validation['perplexity']:.2f}"),
-                ("bits per byte", f"{validation['bits_per_byte']:.4f}"),
+                *report.rows(summary["objective"], summary["validation"]),
                 ("curves", str(workdir / "curves.png")),
             ]
         )

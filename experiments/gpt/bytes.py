@@ -16,6 +16,6 @@ def get_config(variant: str = "") -> Config:
     config.tokenizer.kind = "bytes"
     config.data.row_length = 256
     config.model.context = 256
-    config.model.window = 64
+    config.model.windows = (64,)
     config.generation.max_tokens = 200
     return with_variant(config, variant, smoke={**quickstart.SMOKE, "generation.max_tokens": 32})

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from llm.data import objectives, pack
+from llm.data import objectives, pack, packed
 from llm.data.augment import augment
 from llm.data.objectives import Specials
 from llm.data.permutation import permute
@@ -79,9 +79,9 @@ class Dataset:
         lengths = np.zeros(0, np.int64)
         if plan is None:
             lengths = np.minimum(objectives.longest(objective, shards.lengths(), specials), row_length)
-        packed = None if plan is None else pack.Plan.load(plan)
+        loaded = None if plan is None else pack.Plan.load(plan)
         return cls(
-            shards, packed, objective, specials, row_length, buckets or (row_length,), classes, training, lengths
+            shards, loaded, objective, specials, row_length, buckets or (row_length,), classes, training, lengths
         )
 
     def __len__(self) -> int:
@@ -102,7 +102,14 @@ class Dataset:
         longest = int(self.lengths[rows].max(initial=1))
         return next(bucket for bucket in self.buckets if bucket >= longest)
 
-    def rows(self, indices: np.ndarray, seed: int, epochs: np.ndarray | np.integer, length: int | None = None) -> Batch:
+    def rows(
+        self,
+        indices: np.ndarray,
+        seed: int,
+        epochs: np.ndarray | np.integer,
+        length: int | None = None,
+        context: bool = False,
+    ) -> Batch:
         """The batch of these rows, each drawn by (seed, its epoch, itself).
 
         Args:
@@ -110,16 +117,21 @@ class Dataset:
             seed: of everything random.
             epochs: (B,) or one number.
             length: padded length of unpacked examples; their bucket by default.
+            context: puts what each packed row's first document said before it in front of "causal" rows.
         """
         kind, spec, specials = self.objective.kind, self.objective, self.specials
         epochs = np.broadcast_to(epochs, np.shape(indices))
         # Nothing is drawn for next-token prediction of packed rows, so no generator is made.
-        still = kind == "causal" and self.plan is not None
+        still = kind in ("causal", *objectives.FOLLOWING) and self.plan is not None
         rngs = [] if still else [_generator(seed, int(e), int(i)) for e, i in zip(epochs, indices)]
         if self.plan is not None:
             rows = pack.rows(self.plan, self.shards, indices, specials.end_of_text)
             if still:
                 batch = objectives.causal(rows["tokens"], rows["targets"], rows["segments"], rows["positions"])
+                if kind == "continuation":
+                    batch = packed.continuation(batch, *self.before(indices))
+                elif context:
+                    batch = packed.with_context(batch, *self.before(indices))
             else:
                 batch = objectives.PACKED[kind](rows["tokens"], rows["targets"], rows["segments"], spec, specials, rngs)
         else:
@@ -153,6 +165,8 @@ class Dataset:
         """As `batch_at`."""
         size = batch_size // parts
         mine = slice(part * size, (part + 1) * size)
+        if self.objective.stream:
+            return self._stream(seed, step, batch_size, mine)
         if self.plan is not None:
             places = step * batch_size + np.arange(batch_size)[mine]
             indices, epochs = self.walk(places, seed)
@@ -160,6 +174,31 @@ class Dataset:
         epoch, number = divmod(step, -(-len(self) // batch_size))
         members, length = bucket_plan(self, seed, epoch, batch_size).batch(number)
         return filled(self.rows(members[mine], seed, np.int64(epoch), length), size)
+
+    def _stream(self, seed: int, step: int, batch_size: int, mine: slice) -> Batch:
+        """Each row of the batch walks its own stretch of the text; the shorter ones end an epoch with an empty row."""
+        starts = np.arange(batch_size + 1) * len(self) // batch_size
+        epoch, within = divmod(step, -(-len(self) // batch_size))
+        indices = (starts[:-1] + within)[mine]
+        there = indices < starts[1:][mine]
+        indices = np.where(there, indices, 0)
+        batch = self.rows(indices, seed, np.int64(epoch))
+        batch = {key: value * there[:, None].astype(value.dtype) for key, value in batch.items()}
+        return batch | {"continues": (there & (within > 0) & self._goes_on(indices)).astype(np.int32)}
+
+    def _goes_on(self, indices: np.ndarray) -> np.ndarray:
+        """Whether a packed row begins within a document, bool."""
+        assert self.plan is not None
+        return self.plan.start[self.plan.splits[indices]] > 0
+
+    def before(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, segments) of the rows before these: segment 1 where they tell the document that goes on."""
+        assert self.plan is not None
+        goes_on = self._goes_on(indices)
+        rows = pack.rows(self.plan, self.shards, np.maximum(indices - 1, 0), self.specials.end_of_text)
+        segments = rows["segments"]
+        same = (segments == segments.max(axis=1, keepdims=True)) & (segments != 0) & goes_on[:, None]
+        return rows["tokens"], same.astype(np.int32)
 
     def walk(self, places: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows, epochs) at these places of the endless sequence of epochs."""
@@ -265,8 +304,11 @@ def sequential(dataset, batch_size: int, limit: int | None = None) -> Iterator[B
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     rows = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
+    # A model that carries a state is judged row by row all the same, each behind the row before: the result then does
+    # not depend on the batch size.
+    more = {"context": True} if isinstance(dataset, Dataset) and dataset.objective.stream else {}
     for start in range(0, count, batch_size):
-        yield filled(dataset.rows(rows[start : start + batch_size], 0, np.int64(0)), batch_size)
+        yield filled(dataset.rows(rows[start : start + batch_size], 0, np.int64(0), **more), batch_size)
 
 
 def prefetch(make: Callable[[int], dict], steps: Iterable[int], depth: int = 2) -> Iterator[dict]:

@@ -27,6 +27,8 @@ class Mixture:
         for dataset in flat[1:]:
             if (dataset.plan is None, dataset.row_length) != (flat[0].plan is None, flat[0].row_length):
                 raise InputError("data.prepared: all must be packed into rows of one length")
+        if flat[0].objective.stream:
+            raise InputError("objective.stream follows one text, data.prepared is a mixture; name its data alone")
         if len(flat) > 1 and flat[0].plan is None:
             raise InputError("data.prepared: unpacked examples cannot be mixed; prepare them together")
         self._datasets = flat
@@ -45,6 +47,11 @@ class Mixture:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row, or of the longest example."""
+        return self._datasets[0].row_length
 
     @property
     def tokens(self) -> int:

@@ -16,14 +16,16 @@ Its keys; B rows, T places of the row, S places of the source. An objective give
     label_weights     (B,) float32    how much each label counts, where `weights` are those of places
     starts, ends      (B,) int32      the first and the last place of the answer
     offsets           (B,) int32      the place of the context's first token
+    continues         (B,) int32      1 where a row goes on from the same row of the batch before, else 0
 
 Which of them each objective gives:
 
-    causal            tokens targets weights segments positions
+    causal            tokens targets weights segments positions; of a stream also continues
     prefix            these and prefix_lengths
     masked            tokens targets weights segments positions types; of pairs also labels label_weights
     span_corruption   tokens targets weights segments positions, source_*
     seq2seq           the same
+    continuation      the same
     classification    tokens segments positions types labels weights (B,)
     span_qa           tokens segments positions types starts ends offsets weights (B,)
     contrastive       tokens segments positions, source_*, weights (B,)
@@ -64,6 +66,8 @@ PACKED: dict[str, Callable[..., Batch]] = {
         tokens, segments, spec, specials, rngs
     ),
 }
+# Of packed rows and the rows before them (`llm.data.loader.Dataset.rows`).
+FOLLOWING = ("continuation",)
 
 # f(examples, labels, length, spec, specials, rngs) of examples; "masked" takes `others` for pairs of sentences.
 UNPACKED: dict[str, Callable[..., Batch]] = {
@@ -98,7 +102,9 @@ def require(
         row_length: the longest row, for the sentinels that it needs; 0 does not look.
     """
     kind = f"objective.kind={spec.kind!r}"
-    if packed and spec.kind not in PACKED:
+    if spec.kind in FOLLOWING and not packed:
+        raise InputError(f"{kind} reads the row before: prepare the data with data.packing='concatenate'")
+    if packed and spec.kind not in (*PACKED, *FOLLOWING):
         raise InputError(f"{kind} learns from whole examples: prepare them with data.packing='whole'")
     if packed and spec.next_sentence and spec.kind == "masked":
         raise InputError(
@@ -148,4 +154,4 @@ def check(batch: Batch, vocab_size: int, classes: int = 0) -> None:
             check_ids(key, batch[key], batch["tokens"].shape[1] + 1 - last, "the row does not hold it")
 
 
-__all__ = ["KEYS", "PACKED", "UNPACKED", "Batch", "Specials", "causal", "check", "longest", "require"]
+__all__ = ["FOLLOWING", "KEYS", "PACKED", "UNPACKED", "Batch", "Specials", "causal", "check", "longest", "require"]

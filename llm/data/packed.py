@@ -26,6 +26,29 @@ def causal(
     }
 
 
+def continuation(rows: Batch, before_tokens_BT: np.ndarray, before_segments_BT: np.ndarray) -> Batch:
+    """Next-token prediction by an encoder-decoder: the source is what the row's first document said before the row.
+
+    Args:
+        rows: of `causal`.
+        before_tokens_BT: the rows before.
+        before_segments_BT: 1 where they belong to the document that goes on, 0 elsewhere (`Dataset.before`).
+    """
+    return rows | as_source(before_tokens_BT, before_segments_BT)
+
+
+def with_context(rows: Batch, before_tokens_BT: np.ndarray, before_segments_BT: np.ndarray) -> Batch:
+    """Rows of twice the length: what their first document said before, of no weight, then the rows themselves."""
+    before = {
+        "tokens": before_tokens_BT,
+        "targets": np.zeros_like(before_tokens_BT),
+        "weights": np.zeros(before_tokens_BT.shape, np.float32),
+        "segments": before_segments_BT,
+    }
+    joined = {key: np.concatenate([value, rows[key]], axis=1) for key, value in before.items()}
+    return joined | {"positions": restarted(joined["segments"])}
+
+
 def restarted(segments_BT: np.ndarray) -> np.ndarray:
     """Positions 0, 1, ... within each run of equal segments, int32."""
     index = np.broadcast_to(np.arange(segments_BT.shape[1], dtype=np.int32), segments_BT.shape)

@@ -40,6 +40,11 @@ class Prepared:
     report: dict
     fingerprint: str
 
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes, in the order of their numbers; [] where nothing is labelled."""
+        return list(self.report.get("labels", []))
+
 
 def prepare(
     spec: Preparation,
@@ -132,6 +137,7 @@ def _check_files(folder: pathlib.Path, report: dict, tokenizer: Tokenizer) -> No
 
 def _dataset(folder: pathlib.Path, side: str, report: dict, tokenizer: Tokenizer, objective: ObjectiveSpec) -> Dataset:
     data = report["settings"]["data"]
+    _check_order(objective, data["packing"])
     paths = [folder / name for name in sorted(report["files"]) if name.endswith(f".{side}.tokens")]
     rows = folder / f"{side}.rows.npz"
     return Dataset.open(
@@ -161,9 +167,17 @@ def specials(tokenizer: Tokenizer) -> Specials:
     )
 
 
+def _check_order(objective: ObjectiveSpec, packing: str) -> None:
+    follows = objective.stream or objective.kind in objectives.FOLLOWING
+    if follows and packing != "concatenate":
+        name = "objective.stream=True" if objective.stream else f"objective.kind={objective.kind!r}"
+        raise InputError(f"{name} follows the text from row to row: data.packing={packing!r} does not keep its order")
+
+
 def _check_objective(spec: Preparation) -> None:
     """Refuses, before anything is read, an objective that such data or such a tokenizer cannot serve."""
     data = spec.data
+    _check_order(spec.objective, data.packing)
     if spec.objective.kind == "span_qa" and not data.answer:
         raise InputError("objective.kind='span_qa' needs data.answer, the record key of the answer")
     # Which special tokens a tokenizer has does not depend on the text that it is trained on.

@@ -206,7 +206,8 @@ class DedupSpec:
 
 
 OBJECTIVES = (
-    "causal", "masked", "span_corruption", "prefix", "seq2seq", "classification", "span_qa", "contrastive",
+    "causal", "masked", "span_corruption", "prefix", "continuation", "seq2seq", "classification", "span_qa",
+    "contrastive",
 )  # fmt: skip
 
 
@@ -215,7 +216,10 @@ class ObjectiveSpec:
     """What is learned from the rows.
 
     Attributes:
-        kind: "causal", "masked", "span_corruption", "prefix", "seq2seq", "classification", "span_qa", "contrastive".
+        kind: "causal", "masked", "span_corruption", "prefix", "continuation" (an encoder reads the row before),
+            "seq2seq", "classification", "span_qa", "contrastive".
+        stream: training batches follow the text: each row goes on where the same row of the batch before ended, for
+            models that carry a state. For "causal".
         mask_rate: the share of tokens chosen by "masked", and corrupted by "span_corruption".
         whole_words: "masked" chooses all pieces of a word together.
         next_sentence: "masked" makes pairs, half of them consecutive, half from two documents (BERT).
@@ -225,6 +229,7 @@ class ObjectiveSpec:
     """
 
     kind: str = "causal"
+    stream: bool = False
     mask_rate: float = 0.15
     whole_words: bool = False
     next_sentence: bool = False
@@ -234,6 +239,8 @@ class ObjectiveSpec:
 
     def __post_init__(self):
         _one_of("objective.kind", self.kind, OBJECTIVES)
+        if self.stream and self.kind != "causal":
+            raise InputError(f"objective.stream=True is for 'causal', objective.kind={self.kind!r}; set it to False")
         _among("objective.augment", self.augment, ("swap", "delete", "repeat"))
         if not 0 < self.mask_rate < 1:
             raise InputError(f"objective.mask_rate={self.mask_rate}: must lie between 0 and 1")

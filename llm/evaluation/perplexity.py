@@ -1,8 +1,8 @@
-"""Loss, perplexity and bits per byte of a language model over a data set."""
+"""Loss, perplexity and bits per byte over a data set."""
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -10,13 +10,13 @@ import numpy as np
 from llm.data import Dataset, Mixture, sequential
 from llm.models import Model
 from llm.sharding import batch_shards
-from llm.training.losses import token_losses
+from llm.training import losses
 from llm.training.step import put_batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """The result over `tokens` predicted tokens that encode `bytes` bytes of text.
+    """The result over `tokens` predicted tokens (or examples) that encode `bytes` bytes of text.
 
     Attributes:
         loss: mean cross-entropy in nats a token.
@@ -31,15 +31,23 @@ class Perplexity:
     bytes: int
 
 
-def compile_row_losses(model: Model, loss_chunk: int | None) -> Callable:
+def compile_row_losses(model: Model, loss_chunk: int | None, objective: str = "causal") -> Callable:
     """f(params, batch) -> (nats_B, weights_B), jitted: the loss of each row without dropout."""
-    nats = token_losses(model, loss_chunk)
+    return jax.jit(losses.row_losses(model, objective, loss_chunk))
 
-    def row_losses(params, batch):
-        weights_BT = batch["weights"]
-        return (nats(params, batch) * weights_BT).sum(-1), weights_BT.sum(-1)
 
-    return jax.jit(row_losses)
+def batches(
+    dataset: Dataset | Mixture, batch_size: int, mesh: jax.sharding.Mesh, limit: int | None = None
+) -> Iterator[tuple[dict, int]]:
+    """(a host batch, how many of its rows are real) for every row once, or `limit` rows evenly spaced.
+
+    The size of a batch is rounded up to what the mesh can share; rows of zeros fill up the last one.
+    """
+    batch_size += -batch_size % batch_shards(mesh)
+    left = len(dataset) if limit is None else min(limit, len(dataset))
+    for batch in sequential(dataset, batch_size, limit):
+        yield batch, min(batch_size, left)
+        left -= batch_size
 
 
 def perplexity(
@@ -58,16 +66,15 @@ def perplexity(
 
     Args:
         row_losses: from `compile_row_losses`.
-        batch_size: rows at a time, rounded up to what the mesh can share.
+        batch_size: rows at a time.
         progress: told the number of rows of each finished batch.
     """
-    batch_size += -batch_size % batch_shards(mesh)
     nats, tokens = 0.0, 0.0
-    for batch in sequential(dataset, batch_size, limit):
+    for batch, real in batches(dataset, batch_size, mesh, limit):
         row_nats, row_weights = jax.device_get(row_losses(params, put_batch(mesh, batch)))
         nats += float(np.sum(row_nats, dtype=np.float64))
         tokens += float(np.sum(row_weights, dtype=np.float64))
-        progress(batch_size)
+        progress(real)
     loss = nats / max(tokens, 1.0)
     # A part of the rows stands for its share of the text; all rows stand for all of it.
     share = 1.0 if limit is None else tokens / float(dataset.tokens)

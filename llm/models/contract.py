@@ -19,17 +19,34 @@ class Model(Protocol):
     """A linen module of a family.
 
     apply({"params": p}, batch, cache=None, train=False, rngs={"dropout": key}) -> Output, where batch is a dict with
-    the keys of `llm.data.objectives`; apply({"params": p}, hidden_BTD, method="unembed") -> float32 logits_BTV.
+    the keys of `llm.data.objectives`. Its heads are methods of their own, apply({"params": p}, ..., method=name), of
+    which a family has those that its objectives (`llm.models.FAMILIES`) need:
+
+        unembed(hidden) -> float32 logits over the vocabulary, for any shape (..., D)
+        classify(hidden_BTD, batch, train=False) -> float32 logits_BC
+        next_sentence(hidden_BTD) -> float32 logits_B2; 1 is "goes on"
+        spans(hidden_BTD) -> float32 (starts_BT, ends_BT), logits of the answer's first and last place
+        sentence(hidden_BTD, batch) -> float32 vectors_BD of length 1
     """
 
     @property
     def spec(self) -> Any:
-        """The family's settings."""
+        """The family's settings; `spec.context` is the longest row, None where there is no limit."""
         ...
 
     @property
     def unembedding(self) -> tuple[str, ...]:
         """Names of the top-level parameters that `unembed` reads."""
+        ...
+
+    @property
+    def carries(self) -> bool:
+        """Whether training hands the cache of one batch to the next (truncated back-propagation)."""
+        ...
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether it generates from a source (source_tokens) rather than by continuing a row."""
         ...
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -40,8 +57,12 @@ class Model(Protocol):
         """Linen's apply."""
         ...
 
-    def init_cache(self, batch: int, length: int) -> Any:
-        """An empty cache for `batch` rows of at most `length` tokens."""
+    def init_cache(self, batch: int, length: int, source_length: int = 0) -> Any:
+        """An empty cache for `batch` rows of at most `length` tokens, and sources of `source_length`.
+
+        Its `lengths_B` counts the tokens of each row so far. The first call after it gives the source, later ones do
+        not.
+        """
         ...
 
     def flops_per_token(self, params: Any, length: int) -> float:

@@ -1,4 +1,4 @@
-"""Decoder-only Transformers: GPT-2, GPT-3, Llama and what lies between, by settings."""
+"""Decoder-only Transformers: GPT-2, GPT-3, Llama, Qwen, Mistral, Mixtral and what lies between, by settings."""
 
 import dataclasses
 
@@ -6,15 +6,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm.attention import IMPLEMENTATIONS, Mask
 from llm.errors import InputError
+from llm.models import checks, flops
 from llm.models.contract import Output
-from llm.nn.block import BlockSettings
+from llm.models.rows import causal_rows
+from llm.nn.block import BlockSettings, Surroundings
 from llm.nn.cache import KVCache
 from llm.nn.embed import Embed
-from llm.nn.mlp import ACTIVATIONS
+from llm.nn.mixture_of_experts import ExpertSettings
 from llm.nn.multi_head_attention import AttentionSettings
 from llm.nn.norm import Norm
+from llm.nn.position import SCALINGS, Rope
 from llm.nn.projection import Projection
 from llm.nn.stack import Stack
 from llm.sharding import constrain
@@ -33,11 +35,17 @@ class GPTSpec:
         ff_width: F; None is 4 D.
         position: "rope" or "learned".
         rope_base: base of the rotary positions.
+        rope_scaling, rope_factor, rope_original_context, rope_low_frequency, rope_high_frequency: how they are
+            stretched, as in `llm.nn.position.Rope`.
         norm, norm_epsilon: "rms" or "layer", and its epsilon.
         activation, gated: the MLP's; "silu" gated is Llama's SwiGLU.
-        bias: biases in the projections.
+        bias: biases in all projections.
+        qkv_bias: biases in those of queries, keys and values alone, as in Qwen 2.
         qk_norm: normalises queries and keys.
-        window: keys before the query that it sees; None is all.
+        windows: keys before the query that it sees, of the layers in turn; 0 is all. (4095,) is Mistral's window of
+            4,096 with the query itself, (0, 256) alternates dense and banded layers as GPT-3 does, () is all.
+        experts, experts_chosen: a mixture of experts in place of the MLP, and how many of them a token goes through;
+            0 has the MLP.
         tied: the unembedding is the token table.
         scale_embedding: multiplies token vectors by sqrt(D), as a tied table is small.
         dropout: on embeddings, attention weights and the output of each part.
@@ -56,13 +64,21 @@ class GPTSpec:
     ff_width: int | None = None
     position: str = "rope"
     rope_base: float = 10000.0
+    rope_scaling: str = ""
+    rope_factor: float = 1.0
+    rope_original_context: int = 8192
+    rope_low_frequency: float = 1.0
+    rope_high_frequency: float = 4.0
     norm: str = "rms"
     norm_epsilon: float = 1e-6
     activation: str = "gelu_tanh"
     gated: bool = False
     bias: bool = False
+    qkv_bias: bool = False
     qk_norm: bool = False
-    window: int | None = None
+    windows: tuple[int, ...] = ()
+    experts: int = 0
+    experts_chosen: int = 2
     tied: bool = True
     scale_embedding: bool = False
     dropout: float = 0.0
@@ -72,44 +88,56 @@ class GPTSpec:
     remat: bool = False
 
     def __post_init__(self):
-        for name in ("vocab_size", "context", "layers", "width", "heads", "kv_heads", "head_width", "ff_width",
-                     "unroll"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"model.{name}={value}: must be at least 1")
-        if self.head_width is None and self.width % self.heads:
-            raise InputError(f"model.heads={self.heads} does not divide model.width={self.width}; set model.head_width")
-        if self.kv_heads is not None and self.heads % self.kv_heads:
-            raise InputError(f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")
-        choices = {
-            "position": ("rope", "learned"),
-            "norm": ("rms", "layer"),
-            "activation": tuple(ACTIVATIONS),
-            "attention": ("auto", *IMPLEMENTATIONS),
-            "dtype": ("float32", "bfloat16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"model.{name}={getattr(self, name)!r}: there are {', '.join(allowed)}")
+        checks.at_least_one(self, "vocab_size", "context", "layers", "width", "heads", "kv_heads", "head_width",
+                            "ff_width", "unroll", "rope_original_context")  # fmt: skip
+        if self.head_width is None:
+            checks.divides(self, "heads", "width", "; set model.head_width")
+        if self.kv_heads is not None:
+            checks.divides(self, "kv_heads", "heads")
+        checks.among(self, position=("rope", "learned"), rope_scaling=("", *SCALINGS))
         if self.position == "rope" and self.attention_settings().head_width % 2:
             raise InputError(f"model.head_width={self.attention_settings().head_width}: rotary positions need pairs")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout={self.dropout}: must be at least 0 and below 1")
-        if self.window is not None and self.window < 0:
-            raise InputError(f"model.window={self.window}: must not be negative")
-        if self.layers % self.unroll:
-            raise InputError(f"model.unroll={self.unroll} does not divide model.layers={self.layers}")
+        if self.rope_factor < 1:
+            raise InputError(f"model.rope_factor={self.rope_factor}: must be at least 1")
+        if not 0 < self.rope_low_frequency < self.rope_high_frequency:
+            raise InputError(
+                f"model.rope_low_frequency={self.rope_low_frequency} must be above 0 and below "
+                f"model.rope_high_frequency={self.rope_high_frequency}"
+            )
+        checks.rates(self, "dropout")
+        if any(window < 0 for window in self.windows):
+            raise InputError(f"model.windows={self.windows}: must not be negative (0 sees all)")
+        pattern = len(self.windows) or 1
+        if self.layers % pattern:
+            raise InputError(f"model.windows={self.windows}: {pattern} do not divide model.layers={self.layers}")
+        if self.layers // pattern % self.unroll:
+            of = (
+                "model.layers"
+                if pattern == 1
+                else f"the {self.layers // pattern} rounds of model.windows in model.layers"
+            )
+            raise InputError(f"model.unroll={self.unroll} does not divide {of}={self.layers}")
+        if self.experts < 0 or (self.experts and not 1 <= self.experts_chosen <= self.experts):
+            raise InputError(
+                f"model.experts={self.experts}, model.experts_chosen={self.experts_chosen}: choose 1 to all of them"
+            )
+        if self.experts and self.bias:
+            raise InputError("model.bias=True: the experts have no biases; set it to False, or model.experts to 0")
 
     def attention_settings(self) -> AttentionSettings:
         """The settings of each attention layer."""
+        rope = Rope(
+            self.rope_base, self.rope_scaling, self.rope_factor, self.rope_original_context, self.rope_low_frequency,
+            self.rope_high_frequency,
+        )  # fmt: skip
         return AttentionSettings(
             heads=self.heads,
             kv_heads=self.heads if self.kv_heads is None else self.kv_heads,
             head_width=self.width // self.heads if self.head_width is None else self.head_width,
-            bias=self.bias,
+            bias=self.bias or self.qkv_bias,
+            output_bias=self.bias,
             qk_norm=self.qk_norm,
-            rope_base=self.rope_base if self.position == "rope" else None,
-            window=self.window,
+            rope=rope if self.position == "rope" else None,
             dropout=self.dropout,
             output_scale=(2 * self.layers) ** -0.5,  # GPT-2: keeps the residual stream's variance flat in depth
             implementation=self.attention,
@@ -126,7 +154,12 @@ class GPTSpec:
             epsilon=self.norm_epsilon,
             bias=self.bias,
             dropout=self.dropout,
+            experts=ExpertSettings(self.experts, self.experts_chosen) if self.experts else None,
         )
+
+    def windows_in_turn(self) -> tuple[int | None, ...]:
+        """The windows of the layers in turn; None sees all."""
+        return tuple(window or None for window in self.windows) or (None,)
 
 
 class GPT(nn.Module):
@@ -154,45 +187,41 @@ class GPT(nn.Module):
         """Names of the top-level parameters that `unembed` reads."""
         return ("embed",) if self.spec.tied else ("unembedding_projection",)
 
+    @property
+    def carries(self) -> bool:
+        """Batches are independent."""
+        return False
+
+    @property
+    def reads_source(self) -> bool:
+        """It continues a row."""
+        return False
+
     @nn.compact
     def __call__(self, batch: dict, cache: KVCache | None = None, train: bool = False) -> Output:
         """The hidden states of batch["tokens"] (B, T), after the cached tokens if a cache is given.
 
-        With a cache, batch["segments"] says which tokens are real: padding (0) stands at the end of a row, is not
-        counted in the row's length, and is overwritten by the next call.
+        With a cache, batch["segments"] says which tokens are real (`llm.models.rows.causal_rows`).
         """
         s = self.spec
-        tokens_BT = batch["tokens"]
-        B, T = tokens_BT.shape
-        segments_BT = batch.get("segments")
-        positions_BT = batch.get("positions")
-        if positions_BT is None:
-            positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
-            if cache is not None:
-                positions_BT += cache.lengths_B[:, None]
-        if cache is None:
-            mask = Mask(causal=True, q_segments_BT=segments_BT, kv_segments_BS=segments_BT)
-        else:
-            real_B = T if segments_BT is None else (segments_BT != 0).sum(-1, dtype=jnp.int32)
-            cache = dataclasses.replace(cache, lengths_B=cache.lengths_B + real_B)
-            slots = jnp.arange(cache.k_LBSKH.shape[2], dtype=jnp.int32)
-            mask = Mask(
-                causal=True,
-                q_positions_BT=positions_BT,
-                kv_positions_BS=jnp.broadcast_to(slots, (B, slots.size)),
-                kv_lengths_B=cache.lengths_B,
-            )
-        x_BTD = self.embed(tokens_BT)
+        positions_BT, mask, cache = causal_rows(batch, cache)
+        x_BTD = self.embed(batch["tokens"])
         if s.scale_embedding:
             x_BTD *= s.width**0.5
         if s.position == "learned":
             x_BTD += self.embed_position(positions_BT)
         x_BTD = nn.Dropout(s.dropout, deterministic=not train)(x_BTD)
         x_BTD = constrain(x_BTD, "batch", "length", "activation")
-        x_BTD, cache = Stack(s.block_settings(), s.layers, train, s.unroll, s.remat, jnp.dtype(s.dtype), name="stack")(
-            x_BTD, mask, positions_BT, cache
-        )
-        return Output(self.final_norm(x_BTD), cache)
+        real_BT = batch["segments"] != 0 if "segments" in batch else None
+        around = Surroundings(mask, positions_BT, real_BT=real_BT)
+        stack = Stack(
+            s.block_settings(), s.layers, train, s.unroll, s.remat, s.windows_in_turn(), jnp.dtype(s.dtype),
+            name="stack",
+        )  # fmt: skip
+        x_BTD, layers, aux = stack(x_BTD, around, None if cache is None else cache.layers)
+        if cache is not None:
+            cache = dataclasses.replace(cache, layers=layers)
+        return Output(self.final_norm(x_BTD), cache, aux)
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """float32 logits_BTV of hidden states."""
@@ -200,20 +229,15 @@ class GPT(nn.Module):
             return self.embed.logits(hidden_BTD)
         return self.unembedding_projection(hidden_BTD).astype(jnp.float32)
 
-    def init_cache(self, batch: int, length: int) -> KVCache:
-        """An empty cache for `batch` rows of at most `length` tokens."""
+    def init_cache(self, batch: int, length: int, source_length: int = 0) -> KVCache:
+        """An empty cache for `batch` rows of at most `length` tokens; there is no source."""
+        del source_length
         s, a = self.spec, self.spec.attention_settings()
         return KVCache.empty(s.layers, batch, length, a.kv_heads, a.head_width, jnp.dtype(s.dtype))
 
     def flops_per_token(self, params, length: int) -> float:
-        """Floating-point operations of the forward pass a token, in rows of `length`.
-
-        2 a parameter that is multiplied with, plus 4 N H length a layer for attention's two products, counted whole
-        whatever is masked (Chowdhery et al. 2022, appendix B).
-        """
+        """Floating-point operations of the forward pass a token, in rows of `length` (`llm.models.flops`)."""
         s, a = self.spec, self.spec.attention_settings()
+        share = {"moe": s.experts_chosen / s.experts} if s.experts else {}
         looked_up = ("embed_position",) if s.tied else ("embed_position", "embed")
-        multiplied = sum(
-            x.size for name, part in params.items() if name not in looked_up for x in jax.tree.leaves(part)
-        )
-        return 2.0 * multiplied + 4.0 * s.layers * a.heads * a.head_width * length
+        return flops.products(params, looked_up, share) + flops.attention(s.layers, a.heads, a.head_width, length)

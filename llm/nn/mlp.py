@@ -1,5 +1,6 @@
 """The feed-forward part of a block."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -35,7 +36,8 @@ class MLP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, drop: Callable[[jax.Array], jax.Array] = lambda h: h) -> jax.Array:
+        """y_BTD; `drop` acts on the hidden layer."""
         width = x_BTD.shape[-1]
 
         def up(name):
@@ -46,7 +48,7 @@ class MLP(nn.Module):
         h_BTF = ACTIVATIONS[self.activation](up("gate" if self.gated else "up"))
         if self.gated:
             h_BTF *= up("up")
-        h_BTF = constrain(h_BTF, "batch", "length", "mlp")
+        h_BTF = constrain(drop(h_BTF), "batch", "length", "mlp")
         return Projection(
             (self.ff_width,), (width,), ("mlp", "embed"), self.bias, self.output_scale, self.dtype, name="down"
         )(h_BTF)

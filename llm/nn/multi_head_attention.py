@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm.attention import Mask
+from llm.attention import BucketBias, Mask
 from llm.nn.cache import write
 from llm.nn.norm import Norm
-from llm.nn.position import rotary
+from llm.nn.position import Rope, rotary
 from llm.nn.projection import Projection
 from llm.sharding import attention, constrain
 
@@ -21,10 +21,12 @@ class AttentionSettings:
 
     Attributes:
         heads, kv_heads, head_width: N, K and H.
-        bias: adds a bias to every projection.
+        bias: adds a bias to the query, key and value.
+        output_bias: adds one to the output.
         qk_norm: RMS-normalises queries and keys over the head width (Henry et al. 2020).
-        rope_base: base of the rotary positions; None has none.
+        rope: the rotary positions; None has none.
         window: keys before the query that it may see; None is all.
+        scaled: divides scores by sqrt(H). T5 does not, its initial queries are smaller by that.
         dropout: on the attention weights.
         output_scale: factor on the initial standard deviation of the output projection.
         implementation: as in `llm.attention.attention`.
@@ -34,62 +36,94 @@ class AttentionSettings:
     kv_heads: int
     head_width: int
     bias: bool = False
+    output_bias: bool = False
     qk_norm: bool = False
-    rope_base: float | None = None
+    rope: Rope | None = None
     window: int | None = None
+    scaled: bool = True
     dropout: float = 0.0
     output_scale: float = 1.0
     implementation: str = "auto"
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention over x_BTD, with an optional cache of earlier keys and values."""
+    """Attention of x_BTD to itself or, with `cross`, to a source."""
 
     settings: AttentionSettings
     train: bool
     dtype: Any = jnp.float32
+    cross: bool = False
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache=None):
-        """Returns (y_BTD, cache). `cache` is this layer's (k_BSKH, v_BSKH) or None."""
-        s, width = self.settings, x_BTD.shape[-1]
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        mask: Mask,
+        positions_BT: jax.Array | None = None,
+        bias: BucketBias | None = None,
+        cache=None,
+        source_BSD: jax.Array | None = None,
+    ):
+        """Returns (y_BTD, cache).
 
-        def project(name, heads, axis):
-            return Projection(
-                (width,), (heads, s.head_width), ("embed", axis, "head_width"), s.bias, dtype=self.dtype, name=name
-            )(x_BTD)
+        `cache` is this layer's (k_BSKH, v_BSKH) or None: of the row so far, to which x_BTD is added at its positions;
+        of the source, which is read where source_BSD is None and replaced where it is given.
+        """
+        s = self.settings
+        q_BTNH = self._query(x_BTD)
+        if self.cross:
+            kept = cache if source_BSD is None else (self._key(source_BSD), self._value(source_BSD))
+            cache = None if cache is None else kept
+        else:
+            k_BTKH, v_BTKH = self._key(x_BTD), self._value(x_BTD)
+            if s.rope is not None:
+                assert positions_BT is not None
+                q_BTNH, k_BTKH = rotary(q_BTNH, positions_BT, s.rope), rotary(k_BTKH, positions_BT, s.rope)
+            kept = k_BTKH, v_BTKH
+            if cache is not None:
+                assert positions_BT is not None
+                cache = kept = write(cache[0], k_BTKH, positions_BT), write(cache[1], v_BTKH, positions_BT)
+            if s.window is not None:
+                mask = dataclasses.replace(mask, window=(s.window, None if mask.causal else s.window))
+        assert kept is not None, "a source or its cache"
+        return self._attend(x_BTD, q_BTNH, kept[0], kept[1], mask, bias), cache
 
-        q_BTNH = project("query", s.heads, "heads")
-        k_BTKH = project("key", s.kv_heads, "kv_heads")
-        v_BTKH = project("value", s.kv_heads, "kv_heads")
+    def _project(self, x, name: str, heads: int, axis: str, scale: float = 1.0) -> jax.Array:
+        s, width = self.settings, x.shape[-1]
+        axes = ("embed", axis, "head_width")
+        return Projection((width,), (heads, s.head_width), axes, s.bias, scale, self.dtype, name=name)(x)
+
+    def _query(self, x_BTD) -> jax.Array:
+        s = self.settings
+        q_BTNH: Any = self._project(x_BTD, "query", s.heads, "heads", 1.0 if s.scaled else s.head_width**-0.5)
         if s.qk_norm:
             q_BTNH = Norm(dtype=self.dtype, name="query_norm")(q_BTNH)
-            k_BTKH = Norm(dtype=self.dtype, name="key_norm")(k_BTKH)
-        if s.rope_base is not None:
-            q_BTNH, k_BTKH = rotary(q_BTNH, positions_BT, s.rope_base), rotary(k_BTKH, positions_BT, s.rope_base)
-        q_BTNH = constrain(q_BTNH, "batch", "length", "heads", "head_width")
-        if cache is not None:
-            cache = write(cache[0], k_BTKH, positions_BT), write(cache[1], v_BTKH, positions_BT)
-        k_BSKH, v_BSKH = (k_BTKH, v_BTKH) if cache is None else cache
-        if s.window is not None:
-            mask = dataclasses.replace(mask, window=(s.window, None))
+        return constrain(q_BTNH, "batch", "length", "heads", "head_width")
+
+    def _key(self, x_BSD) -> jax.Array:
+        k_BSKH = self._project(x_BSD, "key", self.settings.kv_heads, "kv_heads")
+        return Norm(dtype=self.dtype, name="key_norm")(k_BSKH) if self.settings.qk_norm else k_BSKH
+
+    def _value(self, x_BSD) -> jax.Array:
+        return self._project(x_BSD, "value", self.settings.kv_heads, "kv_heads")
+
+    def _attend(self, x_BTD, q_BTNH, k_BSKH, v_BSKH, mask: Mask, bias: BucketBias | None):
+        s = self.settings
         dropout = s.dropout if self.train else 0.0
         y_BTNH = attention(
             q_BTNH,
             k_BSKH.astype(self.dtype),
             v_BSKH.astype(self.dtype),
             mask=mask,
+            bias=bias,
+            scale=None if s.scaled else 1.0,
             dropout_rate=dropout,
             dropout_key=self.make_rng("dropout") if dropout else None,
             implementation=s.implementation,
         )
-        y_BTD = Projection(
-            (s.heads, s.head_width),
-            (width,),
-            ("heads", "head_width", "embed"),
-            s.bias,
-            s.output_scale,
-            self.dtype,
-            name="output",
-        )(y_BTNH)
-        return constrain(y_BTD, "batch", "length", "activation"), cache
+        width = x_BTD.shape[-1]
+        axes = ("heads", "head_width", "embed")
+        inputs = (s.heads, s.head_width)
+        output = Projection(inputs, (width,), axes, s.output_bias, s.output_scale, self.dtype, name="output")
+        y_BTD: Any = output(y_BTNH)
+        return constrain(y_BTD, "batch", "length", "activation")

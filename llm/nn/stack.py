@@ -7,17 +7,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm.attention import Mask
-from llm.nn.block import Block, BlockSettings
-from llm.nn.cache import KVCache
+from llm.nn.block import Block, BlockSettings, Surroundings
 
 
 class Stack(nn.Module):
     """`layers` blocks, scanned over.
 
     Attributes:
-        unroll: layers that one round of the loop holds. All of them gives the compiler a straight program, faster on
-            CPU; 1 compiles fastest.
+        windows: the attention windows of the layers in turn, (None, 256) for dense and banded ones alternating. Each
+            place of the pattern has parameters of its own, `layers/block_0`, ..., with a leading axis over the
+            rounds; layer i is entry i // p of `block_{i % p}`. One window for all gives one tree, `layers`.
+        unroll: rounds of the pattern that one round of the loop holds. All of them gives the compiler a straight
+            program, faster on CPU; 1 compiles fastest.
         remat: recompute a block's activations in the backward pass instead of keeping them.
     """
 
@@ -26,24 +27,59 @@ class Stack(nn.Module):
     train: bool
     unroll: int = 1
     remat: bool = False
+    windows: tuple[int | None, ...] = (None,)
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache: KVCache | None = None):
-        """Returns (x_BTD, cache); the cache's lengths are the caller's to advance."""
+    def __call__(self, x_BTD: jax.Array, around: Surroundings, cache: tuple[jax.Array, ...] | None = None):
+        """Returns (x_BTD, cache, aux): the layers' arrays with L leading, and the sums of their extra losses."""
+        pattern = len(self.windows)
+        rounds = self.layers // pattern
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        scanned: Any = nn.scan(
-            block,
-            variable_axes={"params": 0, "intermediates": 0},  # recorded activations come stacked too
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
-            out_axes=0,
-            length=self.layers,
-            unroll=self.unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        layers = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
-        x_BTD, layers = scanned(self.settings, self.train, self.dtype, name="layers")(x_BTD, mask, positions_BT, layers)
-        if cache is not None:
-            cache = dataclasses.replace(cache, k_LBSKH=layers[0], v_LBSKH=layers[1])
-        return x_BTD, cache
+        settings = [
+            dataclasses.replace(self.settings, attention=dataclasses.replace(self.settings.attention, window=window))
+            for window in self.windows
+        ]
+
+        def scanned(body) -> Any:
+            return nn.scan(
+                body,
+                variable_axes={"params": 0, "intermediates": 0},  # recorded activations come stacked too
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
+                out_axes=0,
+                length=rounds,
+                unroll=self.unroll,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+
+        if pattern == 1:
+            layer = scanned(block)(settings[0], self.train, self.dtype, name="layers")
+            x_BTD, (cache, aux) = layer(x_BTD, around, cache)
+        else:
+            folded = None if cache is None else tuple(x.reshape(rounds, pattern, *x.shape[1:]) for x in cache)
+            layer = scanned(_Round)(block, tuple(settings), self.train, self.dtype, name="layers")
+            x_BTD, (folded, aux) = layer(x_BTD, around, folded)
+            cache = None if folded is None else tuple(x.reshape(self.layers, *x.shape[2:]) for x in folded)
+        return x_BTD, cache, {name: (total.sum(), weight.sum()) for name, (total, weight) in aux.items()}
+
+
+class _Round(nn.Module):
+    """One round of a pattern of blocks."""
+
+    block: Any
+    settings: tuple[BlockSettings, ...]
+    train: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, around: Surroundings, cache=None):
+        kept, losses = [], []
+        for i, settings in enumerate(self.settings):
+            layer = self.block(settings, self.train, self.dtype, name=f"block_{i}")
+            mine = None if cache is None else tuple(x[i] for x in cache)
+            x_BTD, (mine, aux) = layer(x_BTD, around, mine)
+            kept.append(mine)
+            losses.append(aux)
+        cache = None if cache is None else jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
+        return x_BTD, (cache, jax.tree.map(lambda *parts: sum(parts), *losses))

@@ -17,7 +17,11 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "kv_heads": "tensor",
     "head_width": None,
     "mlp": "tensor",
+    "experts": None,
     "norm": None,
+    "classes": None,
+    "buckets": None,
+    "gates": "tensor",
 }
 
 

@@ -12,14 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from llm import models
-from llm.data import Prepared, batch_at, prefetch
+from llm.data import ObjectiveSpec, Prepared, batch_at, prefetch
 from llm.errors import InputError, RunFailed, Stopped
 from llm.sharding import batch_shards
 from llm.stop import stop_signal
+from llm.training import losses
 from llm.training import optimizer as optimizers
 from llm.training import state as states
 from llm.training.checkpoint import Checkpoints
-from llm.training.losses import next_token
 from llm.training.metrics import MetricsLog
 from llm.training.spec import OptimizerSpec, TrainingSpec
 from llm.training.step import compile_train_step, put_batch
@@ -39,36 +39,47 @@ class Trained:
         return self.tokens / max(self.seconds, 1e-9)
 
 
+def recipe(
+    model: models.Model, spec: TrainingSpec, optimizer_spec: OptimizerSpec, objective: ObjectiveSpec, seed: int
+) -> states.Recipe:
+    """What the state of a run is made of."""
+    return states.Recipe(model, optimizers.build(optimizer_spec, spec.steps), objective.kind, seed, spec.batch_size)
+
+
 def train(
     model: models.Model,
     spec: TrainingSpec,
     optimizer_spec: OptimizerSpec,
+    objective: ObjectiveSpec,
     prepared: Prepared,
     seed: int,
     mesh: jax.sharding.Mesh,
     workdir: pathlib.Path,
     validate: Callable[[object], dict[str, float]],
+    initial: Callable[[object], object] = lambda params: params,
     say: Callable[[str], None] = print,
 ) -> Trained:
     """Trains to `spec.steps` steps, from the newest complete checkpoint of `workdir` if it has one.
 
     Args:
         validate: f(params) -> numbers by name, called every `validate_every` steps.
+        initial: f(fresh parameters) -> those that a new run starts from.
 
     Raises:
         InputError: the checkpoint was made with other data, or the disk has no room.
         RunFailed: too many steps in a row had no finite gradient.
         Stopped: a stop signal came; the state is saved.
     """
-    optimizer = optimizers.build(optimizer_spec, spec.steps)
-    target = states.abstract(model, optimizer, seed, mesh)
+    made_of = recipe(model, spec, optimizer_spec, objective, seed)
+    target = states.abstract(made_of, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", spec.keep_checkpoints, say)
     fingerprints = {"data": prepared.fingerprint, "tokenizer": prepared.tokenizer.fingerprint}
 
     start = checkpoints.latest()
     if start is None:
         _require_room(workdir, target, spec.keep_checkpoints)
-        state, seconds_before, tokens = states.create(model, optimizer, seed, mesh), 0.0, 0
+        state, seconds_before, tokens = states.create(made_of, mesh), 0.0, 0
+        state = dataclasses.replace(state, params=initial(state.params))
         start = 0
     else:
         facts = checkpoints.facts(start)
@@ -84,9 +95,9 @@ def train(
 
     step_function = compile_train_step(
         mesh,
-        states.state_shardings(model, optimizer, mesh),
-        loss=next_token(model, spec.loss_chunk),
-        optimizer=optimizer,
+        states.state_shardings(made_of, mesh),
+        loss=losses.build(model, objective, spec),
+        optimizer=made_of.optimizer,
         schedule=optimizers.schedule(optimizer_spec, spec.steps),
         clip_norm=optimizer_spec.clip_norm,
         microbatches=spec.microbatches,
@@ -114,7 +125,7 @@ def train(
         nonlocal tokens
         done, batch, metrics = pending.popleft()
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        tokens += round(metrics["weight"])
+        tokens += round(metrics["tokens"])
         bar.update()
         if metrics["skipped"]:
             tqdm.write(f"step {done} is skipped: its loss or gradient is not finite")
@@ -145,7 +156,7 @@ def train(
                 now = time.perf_counter()
                 rate, mark, marked_tokens = (tokens - marked_tokens) / (now - mark), now, tokens
                 row = {"step": done, "tokens_per_second": rate}
-                row |= {name: recorded[name] for name in ("loss", "grad_norm", "learning_rate", "skipped")}
+                row |= {name: value for name, value in recorded.items() if name not in _COUNTS}
                 if validating:
                     row |= {f"validation.{name}": value for name, value in validate(state.params).items()}
                     mark = time.perf_counter()
@@ -165,6 +176,9 @@ def train(
     return Trained(state, seconds(), tokens)
 
 
+_COUNTS = ("weight", "tokens", "skipped_in_a_row")  # of a step's metrics, what is no record
+
+
 def check_batch(spec: TrainingSpec, mesh: jax.sharding.Mesh) -> None:
     """Raises InputError when the batch cannot be shared equally by micro-batches and devices."""
     shards = batch_shards(mesh)
@@ -176,10 +190,8 @@ def check_batch(spec: TrainingSpec, mesh: jax.sharding.Mesh) -> None:
 
 
 def restore_params(
-    model: models.Model,
+    made_of: states.Recipe,
     spec: TrainingSpec,
-    optimizer_spec: OptimizerSpec,
-    seed: int,
     mesh: jax.sharding.Mesh,
     workdir: pathlib.Path,
     say: Callable[[str], None] = print,
@@ -193,8 +205,7 @@ def restore_params(
     step = checkpoints.latest()
     if step is None:
         raise InputError(f"{workdir} holds no complete checkpoint: train it first")
-    target = states.abstract(model, optimizers.build(optimizer_spec, spec.steps), seed, mesh)
-    return checkpoints.restore(step, target).params, step
+    return checkpoints.restore(step, states.abstract(made_of, mesh)).params, step
 
 
 def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dict) -> pathlib.Path:

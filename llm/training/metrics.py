@@ -92,34 +92,51 @@ def measured_peak_flops(size: int = 1536, repeats: int = 5) -> float:
     return 2.0 * size**3 / best
 
 
-def plot_curves(workdir: pathlib.Path, final_validation_loss: float) -> pathlib.Path:
-    """Draws curves.png: training and validation loss, the whole set's at the end, and the learning rate, by step."""
+def plot_curves(workdir: pathlib.Path, final: dict[str, float | None]) -> pathlib.Path:
+    """Draws curves.png: training and validation loss, accuracy where there is one, and the learning rate, by step.
+
+    Args:
+        workdir: of the run.
+        final: scores of the whole validation set at the end, "loss" and "accuracy".
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = read(workdir)
-    figure, (loss_axes, rate_axes) = plt.subplots(
-        2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 1), layout="constrained"
+    accuracy = "accuracy" in final
+    heights = (3, 2, 1) if accuracy else (3, 1)
+    figure, every = plt.subplots(
+        len(heights), 1, figsize=(8, 2 * sum(heights) - 2), sharex=True, height_ratios=heights, layout="constrained"
     )
+    loss_axes, rate_axes = every[0], every[-1]
     steps = [row["step"] for row in rows]
     losses = [float(row["loss"]) for row in rows]
     loss_axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training, one batch")
     loss_axes.plot(steps, _smooth(losses), color="tab:blue", label="training, smoothed")
-    validated = [(row["step"], float(row["validation.loss"])) for row in rows if "validation.loss" in row]
-    validated.append((steps[-1], final_validation_loss))
-    loss_axes.plot(
-        *zip(*validated),
-        "o-",
-        color="tab:orange",
-        markersize=4,
-        label="validation",
-    )
-    loss_axes.set_ylabel("loss (nats per token)")
+
+    def validated(name: str) -> list[tuple[int, float]]:
+        seen = [(row["step"], float(row[f"validation.{name}"])) for row in rows if f"validation.{name}" in row]
+        last = final.get(name)
+        return seen if last is None else [*seen, (steps[-1], last)]
+
+    def draw(axes, name: str) -> None:
+        if points := validated(name):
+            axes.plot(*zip(*points), "o-", color="tab:orange", markersize=4, label="validation")
+
+    draw(loss_axes, "loss")
+    loss_axes.set_ylabel(f"loss (nats per {'example' if accuracy else 'token'})")
     loss_axes.set_title(workdir.name)
     loss_axes.grid(alpha=0.3)
     loss_axes.legend()
+    if accuracy:
+        trained = [float(row["accuracy"]) for row in rows]
+        every[1].plot(steps, _smooth(trained), color="tab:blue", label="training, smoothed")
+        draw(every[1], "accuracy")
+        every[1].set_ylabel("accuracy")
+        every[1].grid(alpha=0.3)
+        every[1].legend()
     rate_axes.plot(steps, [row["learning_rate"] for row in rows], color="tab:green")
     rate_axes.set_ylabel("learning rate")
     rate_axes.set_xlabel("step")

@@ -21,10 +21,16 @@ class Role(NamedTuple):
 # The first pattern found in a parameter's path decides. Vectors that scale or shift do not decay; matrices do.
 ROLES: tuple[tuple[str, Role], ...] = (
     (r"norm/(scale|bias)$", Role("norm", False)),
-    (r"/bias$", Role("bias", False)),
+    (r"/(\w+_)?bias$", Role("bias", False)),
+    (r"^(encoder|decoder)_bias/table$", Role("position bias", False)),
     (r"^embed\w*/table$", Role("embedding", True)),
-    (r"/attention/(query|key|value|output)/kernel$", Role("attention", True)),
+    (r"/(cross_)?attention/(query|key|value|output)/kernel$", Role("attention", True)),
     (r"/mlp/(gate|up|down)/kernel$", Role("mlp", True)),
+    (r"/moe/(gate|up|down)$", Role("expert", True)),
+    (r"/moe/router$", Role("router", True)),
+    (r"/cell/\w+_(input|recurrent)_kernel$", Role("recurrent", True)),
+    (r"^(mask_head/transform|pooler|next_sentence_head|span_head|class_head/output)/kernel$", Role("head", True)),
+    (r"^class_head/bag/kernel$", Role("bag of words", True)),
     (r"^unembedding_projection/kernel$", Role("unembedding", True)),
 )
 
@@ -52,20 +58,23 @@ def decay_mask(params):
 
 
 def schedule(spec: OptimizerSpec, updates: int) -> optax.Schedule:
-    """The learning rate at update 0, 1, ...: linear from 0 to the peak, cosine down to the final share, then constant.
+    """The learning rate at update 0, 1, ...: linear from 0 to the peak, then as `spec.schedule` says.
 
     Raises:
         InputError: the warm-up does not end before the last update.
     """
     if spec.warmup_steps >= updates:
         raise InputError(f"optimizer.warmup_steps={spec.warmup_steps} must be less than training.steps={updates}")
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if spec.warmup_steps else spec.learning_rate,
-        peak_value=spec.learning_rate,
-        warmup_steps=spec.warmup_steps,
-        decay_steps=updates,
-        end_value=spec.learning_rate * spec.final_fraction,
-    )
+    peak, warmup = spec.learning_rate, spec.warmup_steps
+    end = peak * spec.final_fraction
+    if spec.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, updates, end)
+    after: dict[str, optax.Schedule] = {
+        "linear": optax.linear_schedule(peak, end, updates - warmup),
+        "inverse_sqrt": lambda update: peak * jnp.sqrt(warmup / (warmup + update)),
+        "constant": optax.constant_schedule(peak),
+    }
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after[spec.schedule]], [warmup])
 
 
 def build(spec: OptimizerSpec, updates: int) -> optax.GradientTransformation:

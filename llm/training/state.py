@@ -1,5 +1,6 @@
 """The train state: everything that a step changes and a checkpoint keeps."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding
 from llm.errors import InputError
 from llm.models import Model
 from llm.sharding import partition_spec
+from llm.training.losses import OBJECTIVES
 from llm.training.optimizer import path_name, role
 
 
@@ -25,6 +27,7 @@ class TrainState:
         skipped: those of them whose gradient was not finite; the optimizer has made step - skipped updates.
         skipped_in_a_row: how many of the last steps were skipped without a break.
         rng: the key that every step's dropout is derived from, by folding in the step.
+        carry: of a model that carries a state, the one after the last batch; None of others.
     """
 
     step: jax.Array
@@ -33,41 +36,57 @@ class TrainState:
     params: Any
     opt_state: Any
     rng: jax.Array
+    carry: Any = None
 
 
-def _create(model: Model, optimizer: optax.GradientTransformation, seed: int, unbox) -> TrainState:
-    init_key, rng = jax.random.split(jax.random.key(seed))
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a state is made of.
 
-    def everything(module):
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        return module.unembed(module({"tokens": tokens}).hidden_BTD)
+    Attributes:
+        model, optimizer: of the run.
+        objective: a key of `llm.training.losses.OBJECTIVES`: which parts of the model have parameters.
+        seed: of the parameters and of dropout.
+        batch_size: rows of a batch, which a carried state needs.
+    """
 
-    params = unbox(model.init(init_key, method=everything)["params"])
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, zero, params, optimizer.init(params), rng)
+    model: Model
+    optimizer: optax.GradientTransformation
+    objective: str = "causal"
+    seed: int = 0
+    batch_size: int = 1
 
+    def create(self, unbox) -> TrainState:
+        """A fresh state; its parameters pass through `unbox`."""
+        init_key, rng = jax.random.split(jax.random.key(self.seed))
+        ones = jnp.ones((1, 1), jnp.int32)
+        batch = {name: ones for name in ("segments", "source_segments")}
+        batch |= {name: ones * 0 for name in ("tokens", "positions", "types", "source_tokens", "source_positions")}
+        touch = OBJECTIVES[self.objective].touch
+        params = unbox(self.model.init(init_key, method=lambda module: touch(module, batch))["params"])
+        zero = jnp.zeros((), jnp.int32)
+        carry = self.model.init_cache(self.batch_size, 0) if self.model.carries else None
+        return TrainState(zero, zero, zero, params, self.optimizer.init(params), rng, carry)
 
-def _boxed(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state's shapes, each parameter (and each moment of one) in the box that names its logical axes."""
-    return jax.eval_shape(lambda: _create(model, optimizer, 0, unbox=lambda params: params))
+    def boxed(self) -> TrainState:
+        """The state's shapes, each parameter (and each moment of one) in the box that names its logical axes."""
+        return jax.eval_shape(lambda: self.create(unbox=lambda params: params))
 
 
 def _is_box(x) -> bool:
     return isinstance(x, nn.LogicallyPartitioned)
 
 
-def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
-    """The place of every array of the state on the mesh: that of its logical axes, all devices for scalars."""
+def state_shardings(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
+    """The place of every array of the state on the mesh: that of its logical axes, all devices for the rest."""
     return jax.tree.map(
-        lambda x: NamedSharding(mesh, partition_spec(x.names if _is_box(x) else ())),
-        _boxed(model, optimizer),
-        is_leaf=_is_box,
+        lambda x: NamedSharding(mesh, partition_spec(x.names if _is_box(x) else ())), recipe.boxed(), is_leaf=_is_box
     )
 
 
-def check_mesh(model: Model, mesh: jax.sharding.Mesh) -> None:
+def check_mesh(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
     """Raises InputError when an axis of a parameter cannot be split over its mesh axes into equal parts."""
-    for path, box in jax.tree_util.tree_leaves_with_path(_boxed(model, optax.identity()).params, is_leaf=_is_box):
+    for path, box in jax.tree_util.tree_leaves_with_path(recipe.boxed().params, is_leaf=_is_box):
         for size, logical, axes in zip(box.value.shape, box.names, partition_spec(box.names)):
             parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
             if size % parts:
@@ -77,19 +96,16 @@ def check_mesh(model: Model, mesh: jax.sharding.Mesh) -> None:
                 )
 
 
-def create(model: Model, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh) -> TrainState:
+def create(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
     """A fresh state, made where it belongs on the mesh."""
-    places = state_shardings(model, optimizer, mesh)
-    return jax.jit(lambda: _create(model, optimizer, seed, unbox=nn.unbox), out_shardings=places)()
+    return jax.jit(lambda: recipe.create(unbox=nn.unbox), out_shardings=state_shardings(recipe, mesh))()
 
 
-def abstract(model: Model, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh) -> TrainState:
+def abstract(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state without its values: the target of a restore."""
-    shapes = jax.eval_shape(lambda: _create(model, optimizer, seed, unbox=nn.unbox))
+    shapes = jax.eval_shape(lambda: recipe.create(unbox=nn.unbox))
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        shapes,
-        state_shardings(model, optimizer, mesh),
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, state_shardings(recipe, mesh)
     )
 
 
@@ -98,9 +114,9 @@ def count_parameters(params) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def parameter_table(model: Model) -> str:
+def parameter_table(model: Model, objective: str) -> str:
     """A readable table of all parameters: shape, role, whether it decays, logical axes and their mesh axes."""
-    boxed = _boxed(model, optax.identity()).params
+    boxed = Recipe(model, optax.identity(), objective).boxed().params
     rows = [("parameter", "shape", "role", "decay", "logical axes", "mesh axes")]
     for path, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box):
         x, logical = box.value, box.names

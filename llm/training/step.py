@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,35 +31,42 @@ def train_step(
     is computed in. A step whose loss or gradient is not finite changes nothing but the counters of the state.
 
     Args:
-        loss: f(params, batch, dropout_key) -> {name: (sum, weight)}, as in `llm.training.losses`.
+        loss: f(params, batch, dropout_key) -> {name: (sum, weight)}, as in `llm.training.losses`; where the state has
+            a carry, f(params, batch, dropout_key, carry) -> (sums, the next carry).
         schedule: the optimizer's learning rate by update, for the record.
         clip_norm: largest global norm of the gradient.
 
     Returns:
         The new state and float32 scalars: the means of all losses, grad_norm (before clipping), learning_rate (the
-        one used), weight (trained tokens), skipped (1 if this step was), skipped_in_a_row.
+        one used), weight (of the loss), tokens (read: those that are not padding, sources included), skipped (1 if
+        this step was), skipped_in_a_row.
     """
     dropout_key = jax.random.fold_in(state.rng, state.step)
 
+    carry = state.carry
+
     def sums_of(params, batch, key):
-        sums = loss(params, batch, key)
-        return sums["loss"][0], sums
+        returned: Any = loss(params, batch, key) if carry is None else loss(params, batch, key, carry)
+        sums, after = (returned, None) if carry is None else returned
+        return sums["loss"][0], (sums, after)
 
     def part(index, part_batch):
         key = jax.random.fold_in(dropout_key, index)
-        (_, sums), gradients = jax.value_and_grad(sums_of, has_aux=True)(state.params, part_batch, key)
-        return gradients, sums
+        (_, (sums, after)), gradients = jax.value_and_grad(sums_of, has_aux=True)(state.params, part_batch, key)
+        return (gradients, sums), after
 
     if microbatches == 1:
-        gradients, sums = part(0, batch)
+        (gradients, sums), carry = part(0, batch)
+    elif carry is not None:
+        raise ValueError("a carried state belongs to the rows of the whole batch: no micro-batches")
     else:
         # Rows are dealt out in turn, so that each micro-batch lies on all devices like the batch does.
         dealt = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def accumulate(total, indexed):
-            return jax.tree.map(jnp.add, total, part(*indexed)), None
+            return jax.tree.map(jnp.add, total, part(*indexed)[0]), None
 
-        first = part(0, jax.tree.map(lambda x: x[0], dealt))
+        first, _ = part(0, jax.tree.map(lambda x: x[0], dealt))
         rest = jnp.arange(1, microbatches), jax.tree.map(lambda x: x[1:], dealt)
         (gradients, sums), _ = jax.lax.scan(accumulate, first, rest)
 
@@ -79,6 +87,7 @@ def train_step(
         "grad_norm": norm,
         "learning_rate": schedule(state.step - state.skipped),
         "weight": weight,
+        "tokens": sum((batch[key] != 0).sum() for key in ("segments", "source_segments") if key in batch),
         "skipped": skipped,
         "skipped_in_a_row": in_a_row,
     }
@@ -89,6 +98,7 @@ def train_step(
         skipped_in_a_row=in_a_row,
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),
+        carry=keep(carry, state.carry),
     )
     return new_state, metrics
 
@@ -98,7 +108,7 @@ def compile_train_step(mesh: jax.sharding.Mesh, places: TrainState, **settings) 
 
     `places` is the state's sharding (`state_shardings`); batches are split over the data axes.
     """
-    batch_place = NamedSharding(mesh, partition_spec(("batch", None)))
+    batch_place = NamedSharding(mesh, partition_spec(("batch",)))
 
     def step(state, batch):
         return train_step(state, batch, **settings)
@@ -108,5 +118,5 @@ def compile_train_step(mesh: jax.sharding.Mesh, places: TrainState, **settings) 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: dict) -> dict:
     """This process's part of a host batch as global arrays on the mesh."""
-    place = NamedSharding(mesh, partition_spec(("batch", None)))
+    place = NamedSharding(mesh, partition_spec(("batch",)))
     return {key: jax.make_array_from_process_local_data(place, value) for key, value in batch.items()}

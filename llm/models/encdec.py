@@ -1,0 +1,98 @@
+"""The Transformer as published: an encoder and a decoder (Vaswani et al. 2017)."""
+
+import dataclasses
+
+from llm.errors import InputError
+from llm.models import checks
+from llm.models.encoder_decoder import Wiring
+from llm.nn.block import BlockSettings
+from llm.nn.multi_head_attention import AttentionSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class EncDecSpec:
+    """The settings of an encoder-decoder with one token table for source, target and unembedding.
+
+    Attributes:
+        vocab_size: entries of the token table; None takes the tokenizer's.
+        layers, decoder_layers: of the encoder and of the decoder; None is the encoder's.
+        width, heads, ff_width: D, N and F; None is 4 D.
+        position: "sinusoid", of any length, or "learned", of `context` places.
+        context: the longest row with learned positions; None with sinusoids.
+        pre_norm: normalises before each part instead of after its residual, and what leaves a stack.
+        norm, norm_epsilon, activation, bias: of all blocks.
+        dropout, attention_dropout: on embeddings and the output of each part; on attention weights.
+        attention, dtype, unroll, remat: as in `llm.models.gpt.GPTSpec`.
+    """
+
+    vocab_size: int | None = None
+    layers: int = 6
+    decoder_layers: int | None = None
+    width: int = 512
+    heads: int = 8
+    ff_width: int | None = None
+    position: str = "sinusoid"
+    context: int | None = None
+    pre_norm: bool = False
+    norm: str = "layer"
+    norm_epsilon: float = 1e-6
+    activation: str = "relu"
+    bias: bool = True
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    attention: str = "auto"
+    dtype: str = "float32"
+    unroll: int = 1
+    remat: bool = False
+
+    def __post_init__(self):
+        checks.at_least_one(self, "vocab_size", "layers", "decoder_layers", "width", "heads", "ff_width", "context",
+                            "unroll")  # fmt: skip
+        checks.divides(self, "heads", "width")
+        checks.divides(self, "unroll", "layers")
+        checks.among(self, position=("sinusoid", "learned"))
+        checks.rates(self, "dropout", "attention_dropout")
+        if (self.position == "learned") != (self.context is not None):
+            raise InputError(
+                f"model.position={self.position!r}, model.context={self.context}: learned positions need a context, "
+                "sinusoids have none"
+            )
+
+    def wiring(self) -> Wiring:
+        """How it is put together."""
+        assert self.vocab_size is not None, "taken from the tokenizer before the model is built"
+        attention = AttentionSettings(
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_width=self.width // self.heads,
+            bias=self.bias,
+            output_bias=self.bias,
+            dropout=self.attention_dropout,
+            implementation=self.attention,
+        )
+        block = BlockSettings(
+            attention=attention,
+            ff_width=4 * self.width if self.ff_width is None else self.ff_width,
+            activation=self.activation,
+            norm=self.norm,
+            epsilon=self.norm_epsilon,
+            pre_norm=self.pre_norm,
+            bias=self.bias,
+            dropout=self.dropout,
+        )
+        return Wiring(
+            vocab_size=self.vocab_size,
+            width=self.width,
+            encoder_layers=self.layers,
+            decoder_layers=self.layers if self.decoder_layers is None else self.decoder_layers,
+            block=block,
+            position=self.position,
+            context=self.context,
+            scale_embedding=True,
+            embedding_stddev=self.width**-0.5,  # so that scaled vectors have variance 1, like the sinusoids about
+            final_norm=self.pre_norm,
+            dropout=self.dropout,
+            unroll=self.unroll,
+            remat=self.remat,
+            dtype=self.dtype,
+        )

@@ -1,0 +1,53 @@
+"""What the Transformers read off a batch: segments, positions, and the mask of a row with or without its cache."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from llm.attention import Mask
+from llm.nn.cache import KVCache
+
+
+def segments_of(batch: dict, key: str = "tokens") -> jax.Array:
+    """batch["segments"], or ones: the whole row is one document."""
+    name = key.replace("tokens", "segments")
+    return batch[name] if name in batch else jnp.ones(batch[key].shape, jnp.int32)
+
+
+def positions_of(batch: dict, key: str = "tokens") -> jax.Array:
+    """batch["positions"], or 0, 1, ..."""
+    name = key.replace("tokens", "positions")
+    if name in batch:
+        return batch[name]
+    return jnp.broadcast_to(jnp.arange(batch[key].shape[1], dtype=jnp.int32), batch[key].shape)
+
+
+def causal_rows(batch: dict, cache: KVCache | None) -> tuple[jax.Array, Mask, KVCache | None]:
+    """(positions_BT, the mask of rows that see no later token, the cache with its lengths advanced).
+
+    With a cache, batch["segments"] says which tokens are real: padding (0) stands at the end of a row, is not counted
+    in the row's length, and is overwritten by the next call.
+    """
+    segments_BT = batch.get("segments")
+    if cache is None:
+        # Segments stay None where all is one document: an implementation then compares none.
+        mask = Mask(
+            causal=True,
+            q_segments_BT=segments_BT,
+            kv_segments_BS=segments_BT,
+            prefix_lengths_B=batch.get("prefix_lengths"),
+        )
+        return positions_of(batch), mask, None
+    B, T = batch["tokens"].shape
+    positions_BT = cache.lengths_B[:, None] + jnp.arange(T, dtype=jnp.int32)
+    real_B = T if segments_BT is None else (segments_BT != 0).sum(-1, dtype=jnp.int32)
+    cache = dataclasses.replace(cache, lengths_B=cache.lengths_B + real_B)
+    slots = jnp.arange(cache.layers[0].shape[2], dtype=jnp.int32)
+    mask = Mask(
+        causal=True,
+        q_positions_BT=positions_BT,
+        kv_positions_BS=jnp.broadcast_to(slots, (B, slots.size)),
+        kv_lengths_B=cache.lengths_B,
+    )
+    return positions_BT, mask, cache
