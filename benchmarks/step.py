@@ -48,11 +48,12 @@ def ours(spec: GPTSpec, batch: dict) -> tuple[Step, dict, dict[str, Callable]]:
     model = build(spec)
     jax.set_mesh(mesh)
     opt = optimizer.build(OPTIMIZER, 1000)
-    current = state.create(model, opt, 0, mesh)
+    recipe = state.Recipe(model, opt)
+    current = state.create(recipe, mesh)
     initial = jax.device_get(current.params)
     loss = losses.next_token(model, None)
     step = compile_train_step(
-        mesh, state.state_shardings(model, opt, mesh), loss=loss, optimizer=opt,
+        mesh, state.state_shardings(recipe, mesh), loss=loss, optimizer=opt,
         schedule=optimizer.schedule(OPTIMIZER, 1000), clip_norm=1.0,
     )  # fmt: skip
     placed = put_batch(mesh, batch)

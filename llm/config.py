@@ -79,7 +79,8 @@ class Experiment:
 
     def __post_init__(self):
         context = self.model.context
-        if context is not None and self.data.row_length > context:
+        bag = isinstance(self.model, models.BertSpec) and self.model.bag and self.objective.kind == "classification"
+        if context is not None and self.data.row_length > context and not bag:
             raise InputError(f"data.row_length={self.data.row_length} is longer than model.context={context}")
         if not 0 <= self.seed < 2**32:  # JAX's keys take 32 bits
             raise InputError(f"seed={self.seed}: must lie in 0..2^32-1")

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     loaded = config.load(flags.config) if flags.config else config.default_config(config.CORPUS)
     if flags.input is not None:
         # What a config says of the documents held out is about its own corpus.
-        loaded.data.train, loaded.data.holdout, loaded.data.validation = flags.input, (), ""
+        loaded.data.train, loaded.data.holdout, loaded.data.validation, loaded.data.more = flags.input, (), "", ()
     if flags.on_error is not None:
         loaded.data.on_error = flags.on_error
     preparation = config.resolve_preparation(config.override(loaded, cli.overrides(rest)))

@@ -196,14 +196,22 @@ def _check_objective(spec: Preparation) -> None:
 
 
 def _stamps(spec: Preparation) -> dict[str, str | None]:
-    sources = [spec.data.train, spec.data.validation, *spec.dedup.contamination, spec.clean.words, spec.tokenizer.path]
+    sources = [
+        spec.data.train,
+        *spec.data.more,
+        spec.data.validation,
+        *spec.dedup.contamination,
+        spec.clean.words,
+        spec.tokenizer.path,
+    ]
     return {source: stamp(source) for source in sources if source}
 
 
 def _units(spec: Preparation) -> list[dict]:
     """The units of both sources, each with the number of documents that is read of it (None: all)."""
     planned = []
-    for source, evaluation in ((spec.data.train, False), (spec.data.validation, True)):
+    training = [(source, False) for source in (spec.data.train, *spec.data.more)]
+    for source, evaluation in (*training, (spec.data.validation, True)):
         if not source:
             continue
         found = units(spec.data, source)

@@ -23,6 +23,7 @@ class DataSpec:
     Attributes:
         train: a packaged corpus by name ("austen", "r8/train"), or a path: a file, a folder, a glob; an http(s)
             address of a file; "hf:<dataset>[:<config>[:<split>]]", a Hugging Face dataset.
+        more: further such sources of training documents, read after it.
         validation: where validation documents come from, named like `train`; "" takes them out of `train`.
         holdout: ids of the documents of `train` that are held out; only used when `validation` is "".
         split_by: how documents are held out when neither of the two above says it: "hash" keeps out whole documents
@@ -49,6 +50,7 @@ class DataSpec:
     """
 
     train: str = "austen"
+    more: tuple[str, ...] = ()
     validation: str = ""
     holdout: tuple[str, ...] = ()
     split_by: str = "hash"
@@ -71,6 +73,8 @@ class DataSpec:
     def __post_init__(self):
         if not self.train and not self.prepared:
             raise InputError("data.train is empty: name a packaged corpus ('austen') or a path")
+        if "" in self.more or len({self.train, *self.more}) != 1 + len(self.more):
+            raise InputError(f"data.more={self.more}: names of sources, each once, beside data.train={self.train!r}")
         if self.validation and self.holdout:
             raise InputError("data.validation and data.holdout are both set: one of them says what is held out")
         _one_of("data.split_by", self.split_by, ("hash", "tail"))

@@ -31,7 +31,7 @@ class BertSpec:
 
     Attributes:
         vocab_size: entries of the token table; None takes the tokenizer's.
-        context: the longest row; positions are learned.
+        context: the longest row; positions are learned. With a `bag`, what is read of a longer one.
         types: entries of the segment table: fields of an example ("types" of a batch).
         layers, width, heads, ff_width: L, D, N and F; None is 4 D.
         pre_norm: normalises before each part, and the output, instead of after each part's residual.
@@ -41,7 +41,8 @@ class BertSpec:
         pooling: what the classification head reads: "first", the [CLS] token, "mean", "max" or "last"; the pooled
             vector goes through a tanh layer, BERT's pooler.
         bag: above 0, the classification head also reads the bag of the text's tokens (`llm.nn.pool.BagOfWords`), in
-            features of that length.
+            features of that length: of the whole text, also where it is longer than the context.
+        bag_pairs: entries of the bag for pairs of neighbouring tokens; 0 has single tokens alone.
         attention, dtype, unroll, remat: as in `llm.models.gpt.GPTSpec`.
     """
 
@@ -60,6 +61,7 @@ class BertSpec:
     classes: int | None = None
     pooling: str = "first"
     bag: float = 0.0
+    bag_pairs: int = 0
     attention: str = "auto"
     dtype: str = "float32"
     unroll: int = 1
@@ -72,6 +74,7 @@ class BertSpec:
         checks.divides(self, "unroll", "layers")
         checks.among(self, pooling=POOLINGS)
         checks.rates(self, "dropout", "attention_dropout")
+        checks.bag(self)
         if self.norm_epsilon <= 0:
             raise InputError(f"model.norm_epsilon={self.norm_epsilon}: must be above 0")
 
@@ -141,7 +144,7 @@ class Bert(nn.Module):
         self.next_sentence_head = map_to(2, "classes")
         self.span_head = map_to(2, "classes")
         if s.classes is not None:
-            self.class_head = ClassHead(s.classes, s.dropout, s.vocab_size, s.bag, dtype)
+            self.class_head = ClassHead(s.classes, s.dropout, s.vocab_size, s.bag, s.bag_pairs, dtype)
 
     @property
     def unembedding(self) -> tuple[str, ...]:
@@ -163,6 +166,8 @@ class Bert(nn.Module):
         """The hidden states of batch["tokens"] (B, T); there is no cache."""
         s = self.spec
         assert cache is None, "BERT reads a row at once"
+        if s.bag and batch["tokens"].shape[1] > s.context:
+            batch = {name: x[:, : s.context] if x.ndim == 2 else x for name, x in batch.items()}
         segments_BT, positions_BT = segments_of(batch), positions_of(batch)
         types_BT = batch["types"] if "types" in batch else jnp.zeros_like(segments_BT)
         x_BTD = self.embed(batch["tokens"]) + self.embed_position(positions_BT) + self.embed_type(types_BT)
@@ -187,7 +192,8 @@ class Bert(nn.Module):
         """float32 logits_BC of the rows' classes."""
         assert self.spec.classes is not None, "the classes are taken from the data before the model is built"
         real_BT = segments_of(batch) != 0
-        pooled_BD = jnp.tanh(self.pooler(pool(hidden_BTD, real_BT, self.spec.pooling)))
+        read_BT = real_BT[:, : hidden_BTD.shape[1]]
+        pooled_BD = jnp.tanh(self.pooler(pool(hidden_BTD, read_BT, self.spec.pooling)))
         return self.class_head(pooled_BD, batch["tokens"], real_BT, train)
 
     def spans(self, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:

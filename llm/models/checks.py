@@ -53,3 +53,11 @@ def buckets(spec: Any) -> None:
         raise InputError(f"model.buckets={spec.buckets}: an even number, at least 4")
     if spec.max_distance <= spec.buckets // 2:
         raise InputError(f"model.max_distance={spec.max_distance}: must be above half of model.buckets={spec.buckets}")
+
+
+def bag(spec: Any) -> None:
+    """`bag` and `bag_pairs` of a classification head (`llm.nn.pool.BagOfWords`)."""
+    if spec.bag < 0 or spec.bag_pairs < 0 or (spec.bag_pairs and not spec.bag):
+        raise InputError(
+            f"model.bag={spec.bag}, model.bag_pairs={spec.bag_pairs}: not negative, and pairs need a bag above 0"
+        )

@@ -109,7 +109,7 @@ class EncoderDecoder(nn.Module):
             self.encoder_norm = Norm(w.block.norm, w.block.epsilon, dtype)
             self.decoder_norm = Norm(w.block.norm, w.block.epsilon, dtype)
         if w.classes is not None:
-            self.class_head = ClassHead(w.classes, w.dropout, w.vocab_size, 0.0, dtype)
+            self.class_head = ClassHead(w.classes, w.dropout, w.vocab_size, 0.0, dtype=dtype)
         if not w.tied:
             self.unembedding_projection = Projection((w.width,), (w.vocab_size,), ("embed", "vocab"), dtype=dtype)
 

@@ -35,6 +35,7 @@ class RNNSpec:
         pooling: "mean", "max", "first" or "last" over the text's real tokens.
         bag: above 0, the classification head also reads the bag of the text's tokens (`llm.nn.pool.BagOfWords`), in
             features of that length.
+        bag_pairs: entries of the bag for pairs of neighbouring tokens; 0 has single tokens alone.
         dropout: of every layer's input and of the output, one mask a row for all times.
         recurrent_dropout: of the state that the recurrent map reads, likewise.
         dtype: compute dtype of all products but the recurrent one; states are float32.
@@ -51,6 +52,7 @@ class RNNSpec:
     classes: int | None = None
     pooling: str = "mean"
     bag: float = 0.0
+    bag_pairs: int = 0
     dropout: float = 0.0
     recurrent_dropout: float = 0.0
     dtype: str = "float32"
@@ -62,6 +64,7 @@ class RNNSpec:
         checks.divides(self, "unroll", "layers")
         checks.among(self, cell=tuple(CELLS), pooling=POOLINGS)
         checks.rates(self, "dropout", "recurrent_dropout")
+        checks.bag(self)
         if self.bidirectional and self.width % 2:
             raise InputError(f"model.width={self.width}: two directions share it, so it must be even")
         if self.bidirectional and self.carry:
@@ -108,7 +111,7 @@ class RNN(nn.Module):
         if not s.tied:
             self.unembedding_projection = Projection((s.width,), (s.vocab_size,), ("embed", "vocab"), dtype=dtype)
         if s.classes is not None:
-            self.class_head = ClassHead(s.classes, s.dropout, s.vocab_size, s.bag, dtype)
+            self.class_head = ClassHead(s.classes, s.dropout, s.vocab_size, s.bag, s.bag_pairs, dtype)
 
     @property
     def unembedding(self) -> tuple[str, ...]:

@@ -35,23 +35,28 @@ class BagOfWords(nn.Module):
     """A linear classifier of the tokens that a row holds, whatever their order: the bag's share of the logits.
 
     A token's feature is 1 + log of its count; the features of a row have length `scale`, which says how fast the map
-    learns beside the rest of a model. It starts at zero.
+    learns beside the rest of a model. It starts at zero. With `pairs` the bag also holds neighbouring tokens, hashed
+    into so many entries (Joulin et al. 2017).
     """
 
     vocab_size: int
     classes: int
     scale: float
+    pairs: int = 0
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, real_BT: jax.Array) -> jax.Array:
         """float32 logits_BC."""
-        kernel_VC = parameter(
-            self, "kernel", nn.initializers.zeros, ("vocab", "classes"), (self.vocab_size, self.classes)
-        )
+        entries = self.vocab_size + self.pairs
+        kernel_VC = parameter(self, "kernel", nn.initializers.zeros, ("vocab", "classes"), (entries, self.classes))
+        if self.pairs:
+            first, second = (x.astype(jnp.uint32) for x in (tokens_BT[:, :-1], tokens_BT[:, 1:]))
+            mixed = (first * jnp.uint32(0x9E3779B1) + second) * jnp.uint32(0x85EBCA6B)
+            hashed_BT = ((mixed ^ (mixed >> 15)) % jnp.uint32(self.pairs)).astype(jnp.int32)
+            tokens_BT = jnp.concatenate([tokens_BT, self.vocab_size + hashed_BT], axis=1)
+            real_BT = jnp.concatenate([real_BT, real_BT[:, :-1] & real_BT[:, 1:]], axis=1)
         rows = jnp.arange(tokens_BT.shape[0])[:, None]
-        counts_BV = (
-            jnp.zeros((tokens_BT.shape[0], self.vocab_size)).at[rows, tokens_BT].add(real_BT.astype(jnp.float32))
-        )
+        counts_BV = jnp.zeros((tokens_BT.shape[0], entries)).at[rows, tokens_BT].add(real_BT.astype(jnp.float32))
         bag_BV = jnp.where(counts_BV > 0, 1 + jnp.log(jnp.maximum(counts_BV, 1)), 0)
         bag_BV *= self.scale / jnp.maximum(jnp.linalg.norm(bag_BV, axis=-1, keepdims=True), 1e-6)
         return bag_BV @ kernel_VC
@@ -64,6 +69,7 @@ class ClassHead(nn.Module):
     dropout: float
     vocab_size: int
     bag: float
+    pairs: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -75,5 +81,5 @@ class ClassHead(nn.Module):
         logits_BC = Projection((width,), (self.classes,), axes, bias=True, dtype=self.dtype, name="output")(x_BD)
         logits_BC = logits_BC.astype(jnp.float32)
         if self.bag:
-            logits_BC += BagOfWords(self.vocab_size, self.classes, self.bag, name="bag")(tokens_BT, real_BT)
+            logits_BC += BagOfWords(self.vocab_size, self.classes, self.bag, self.pairs, name="bag")(tokens_BT, real_BT)
         return logits_BC

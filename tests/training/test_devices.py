@@ -33,9 +33,10 @@ batch["segments"] = (np.arange(16) < lengths[:, None]).astype(np.int32)
 batch["weights"] = batch["segments"].astype(np.float32)
 batch["positions"] = np.tile(np.arange(16, dtype=np.int32), (8, 1))
 with jax.set_mesh(mesh):
-    s = state.create(model, opt, 0, mesh)
+    recipe = state.Recipe(model, opt)
+    s = state.create(recipe, mesh)
     step = compile_train_step(
-        mesh, state.state_shardings(model, opt, mesh), loss=losses.next_token(model, 8), optimizer=opt,
+        mesh, state.state_shardings(recipe, mesh), loss=losses.next_token(model, 8), optimizer=opt,
         schedule=optimizer.schedule(spec, 10), clip_norm=1.0, microbatches=int(sys.argv[2]),
     )
     rows = []

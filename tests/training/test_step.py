@@ -206,7 +206,7 @@ def model():
 def test_matrices_decay_and_vectors_do_not():
     mesh = sharding.make_mesh(MeshSpec())
     opt = optimizer.build(dataclasses.replace(SPEC, weight_decay=0.5), 10)
-    s = state.create(model(), opt, 0, mesh)
+    s = state.create(state.Recipe(model(), opt), mesh)
     zeros = jax.tree.map(jnp.zeros_like, s.params)
     updates, _ = opt.update(zeros, s.opt_state, s.params)
     for (path, update), p in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(s.params)):
@@ -223,11 +223,11 @@ def test_a_parameter_without_a_role_is_an_error():
 
 
 def test_the_parameter_table_covers_every_parameter():
-    table = state.parameter_table(model())
+    table = state.parameter_table(model(), "causal")
     assert "stack/layers/attention/query/kernel" in table and "layers embed heads head_width" in table
     names = [line.split()[0] for line in table.splitlines()[1:-1]]
     mesh = sharding.make_mesh(MeshSpec())
-    params = state.create(model(), optimizer.build(SPEC, 10), 0, mesh).params
+    params = state.create(state.Recipe(model(), optimizer.build(SPEC, 10)), mesh).params
     assert names == [optimizer.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert table.splitlines()[-1] == f"{state.count_parameters(params):,} parameters"
 
@@ -237,9 +237,10 @@ def test_the_state_is_donated():
     opt = optimizer.build(SPEC, 10)
     m = model()
     with jax.set_mesh(mesh):
-        s = state.create(m, opt, 0, mesh)
+        recipe = state.Recipe(m, opt)
+        s = state.create(recipe, mesh)
         step = compile_train_step(
-            mesh, state.state_shardings(m, opt, mesh), loss=losses.next_token(m, None), optimizer=opt,
+            mesh, state.state_shardings(recipe, mesh), loss=losses.next_token(m, None), optimizer=opt,
             schedule=optimizer.schedule(SPEC, 10), clip_norm=1.0,
         )  # fmt: skip
         batch = {k: np.ones((2, 8), np.int32) for k in ("tokens", "targets", "segments", "positions")}
@@ -271,7 +272,7 @@ def test_every_step_and_micro_batch_has_its_own_dropout_key():
 @pytest.mark.parametrize("chunk", [None, 8])
 def test_padding_counts_neither_in_the_loss_nor_in_the_gradient(chunk):
     m = model()
-    params = state.create(m, optimizer.build(SPEC, 10), 0, sharding.make_mesh(MeshSpec())).params
+    params = state.create(state.Recipe(m, optimizer.build(SPEC, 10)), sharding.make_mesh(MeshSpec())).params
     loss = losses.next_token(m, chunk)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 19, (2, 8)).astype(np.int32)
@@ -291,5 +292,5 @@ def test_padding_counts_neither_in_the_loss_nor_in_the_gradient(chunk):
     assert nats == nats_other
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient_other)):
         np.testing.assert_array_equal(a, b)
-    per_token = jax.jit(losses.token_losses(m, chunk))(params, batch(tokens, targets))
-    np.testing.assert_allclose(nats, np.asarray(per_token)[real].sum(), rtol=1e-6)
+    per_row, _ = jax.jit(losses.row_losses(m, "causal", chunk))(params, batch(tokens, targets))
+    np.testing.assert_allclose(nats, np.asarray(per_row, np.float64).sum(), rtol=1e-6)

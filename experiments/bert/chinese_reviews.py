@@ -1,0 +1,25 @@
+"""Chinese reviews of things bought, good or bad: the pre-trained encoder and a bag of words and pairs.
+
+Command:   python -m llm.train --config=experiments/bert/chinese_reviews.py --workdir=runs/bert-chinese-reviews
+Needs:     runs/bert-pretrain-zh (experiments/bert/pretrain_zh.py); the variant `scratch` does without
+Hardware:  two CPU cores
+"""
+
+from experiments.bert.fine_tuning import SCRATCH, SMOKE, classifier
+from llm.config import Config, with_variant
+
+PRETRAINED = "runs/bert-pretrain-zh"
+
+
+def get_config(variant: str = "") -> Config:
+    """The full run; `scratch`, which trains encoder and tokenizer anew; or `smoke`."""
+    config = classifier("chinese_reviews", "", 256, (16, 32, 64, 128, 256), 1500)
+    config.dedup.near = True
+    config.clean.personal_data = ("email", "phone", "national_id")
+    config.tokenizer.kind = "unigram"
+    config.tokenizer.lowercase = False
+    config.tokenizer.special_tokens = ("[CLS]", "[SEP]", "[MASK]")
+    config.tokenizer.path = f"{PRETRAINED}/tokenizer.json"
+    config.training.start_from = PRETRAINED
+    config.model.bag_pairs = 2**16
+    return with_variant(config, variant, smoke=SMOKE, scratch=SCRATCH)

@@ -1,0 +1,74 @@
+"""What the classifiers that start from experiments/bert/pretrain.py have in common.
+
+The encoder reads the first 128 tokens of a text, the bag of words all of them. The tokenizer and the encoder are those
+of runs/bert-pretrain: train that first.
+"""
+
+from typing import Any
+
+from llm.config import Config, default_config
+
+PRETRAINED = "runs/bert-pretrain"
+# Without the pre-trained encoder: its tokenizer is trained anew, on the texts at hand.
+SCRATCH: dict[str, Any] = {"tokenizer.path": "", "training.start_from": ""}
+SMOKE: dict[str, Any] = SCRATCH | {
+    "tokenizer.vocab_size": 1000,
+    "model.layers": 2,
+    "model.width": 32,
+    "model.heads": 2,
+    "training.steps": 20,
+    "training.validate_every": 10,
+    "training.validation_rows": 64,
+    "training.checkpoint_every": 20,
+    "optimizer.warmup_steps": 5,
+}
+
+
+def classifier(train: str, validation: str, row_length: int, buckets: tuple[int, ...], epochs_of_steps: int) -> Config:
+    """The config of one corpus.
+
+    Args:
+        train: the corpus.
+        validation: its test set, or "" for a tenth of it.
+        row_length: the longest text, for the bag.
+        buckets: lengths that batches are padded to.
+        epochs_of_steps: steps of the run.
+    """
+    config = default_config("bert")
+    config.data.train = train
+    config.data.validation = validation
+    config.data.label = "label"
+    config.data.packing = "whole"
+    config.data.row_length = row_length
+    config.data.buckets = buckets
+    config.tokenizer.kind = "wordpiece"
+    config.tokenizer.lowercase = True
+    config.tokenizer.vocab_size = 8192
+    config.tokenizer.path = f"{PRETRAINED}/tokenizer.json"
+    config.objective.kind = "classification"
+
+    config.model.context = 128
+    config.model.layers = 4
+    config.model.width = 128
+    config.model.heads = 2
+    config.model.pre_norm = True
+    config.model.pooling = "mean"
+    config.model.bag = 30.0
+    config.model.dropout = 0.1
+    config.model.attention_dropout = 0.0
+    config.model.unroll = 2
+
+    config.training.start_from = PRETRAINED
+    config.training.steps = epochs_of_steps
+    config.training.batch_size = 32
+    config.training.validate_every = max(epochs_of_steps // 5, 1)
+    config.training.validation_rows = 512
+    config.training.checkpoint_every = epochs_of_steps
+    config.evaluation.batch_size = 64
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 50
+    config.optimizer.schedule = "linear"
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.b2 = 0.98
+    config.optimizer.weight_decay = 0.1
+    return config

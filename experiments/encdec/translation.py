@@ -1,0 +1,56 @@
+"""What the translations have in common: the Transformer as published (post-norm, sinusoids, one table), made small."""
+
+from typing import Any
+
+from llm.config import Config, default_config
+
+SMOKE: dict[str, Any] = {
+    "data.max_documents": 300,
+    "tokenizer.vocab_size": 500,
+    "model.layers": 1,
+    "model.width": 32,
+    "model.heads": 2,
+    "training.steps": 20,
+    "training.batch_size": 16,
+    "training.validate_every": 10,
+    "training.checkpoint_every": 20,
+    "optimizer.warmup_steps": 5,
+    "data.row_length": 32,
+    "data.buckets": (16, 32),
+}
+
+
+def translation(corpus: str, language: str) -> Config:
+    """The config of a corpus of pairs whose second field is of a language."""
+    config = default_config("encdec")
+    config.data.train = corpus
+    config.data.fields = ("text", "target")
+    config.data.packing = "whole"
+    config.data.row_length = 128
+    config.data.buckets = (8, 16, 32, 64, 128)
+    config.data.validation_fraction = 0.05
+    config.tokenizer.kind = "unigram"
+    config.tokenizer.vocab_size = 4000
+    config.objective.kind = "seq2seq"
+
+    config.model.layers = 3
+    config.model.width = 192
+    config.model.heads = 4
+    config.model.ff_width = 768
+    config.model.dropout = 0.25
+
+    config.training.steps = 6000
+    config.training.batch_size = 64
+    config.training.label_smoothing = 0.1
+    config.training.validate_every = 500
+    config.training.validation_rows = 512
+    config.training.checkpoint_every = 1000
+    config.evaluation.batch_size = 64
+    config.evaluation.language = language
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 600
+    config.optimizer.schedule = "inverse_sqrt"
+    config.optimizer.b2 = 0.98
+    config.optimizer.epsilon = 1e-9
+    config.optimizer.weight_decay = 0.0
+    return config

@@ -1,0 +1,28 @@
+"""An LSTM on Jane Austen: its state goes on from batch to batch.
+
+One of three models of equal size that are given the same time: experiments/rnn, gpt and t5, each austen.py.
+
+Command:   python -m llm.train --config=experiments/rnn/austen.py --workdir=runs/rnn-austen
+Hardware:  two CPU cores
+"""
+
+from experiments.austen import SMOKE, novels
+from llm.config import Config, with_variant
+
+
+def get_config(variant: str = "") -> Config:
+    """The full run, or `smoke`: the same path in a few steps."""
+    config = novels("rnn")
+    config.objective.stream = True
+    config.model.cell = "lstm"
+    config.model.layers = 2
+    config.model.width = 184
+    config.model.carry = True
+    config.model.dropout = 0.1
+    config.model.unroll = 2
+
+    config.training.steps = 2200
+    config.training.batch_size = 16
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.weight_decay = 0.1
+    return with_variant(config, variant, smoke=SMOKE)

@@ -1,0 +1,28 @@
+"""A T5 on Jane Austen: the encoder reads the row before, the decoder goes on.
+
+One of three models of equal size that are given the same time: experiments/rnn, gpt and t5, each austen.py.
+
+Command:   python -m llm.train --config=experiments/t5/austen.py --workdir=runs/t5-austen
+Hardware:  two CPU cores
+"""
+
+from experiments.austen import SMOKE, novels
+from llm.config import Config, with_variant
+
+
+def get_config(variant: str = "") -> Config:
+    """The full run, or `smoke`: the same path in a few steps."""
+    config = novels("t5")
+    config.objective.kind = "continuation"
+    config.model.layers = 2
+    config.model.width = 128
+    config.model.heads = 4
+    config.model.ff_width = 384
+    config.model.dropout = 0.0
+    config.model.unroll = 2
+
+    config.training.steps = 2200
+    config.training.batch_size = 8
+    config.optimizer.learning_rate = 3.5e-3
+    config.optimizer.weight_decay = 0.1
+    return with_variant(config, variant, smoke=SMOKE | {"model.ff_width": 64})
