@@ -12,6 +12,8 @@ PRETRAINED = "runs/bert-pretrain"
 # Without the pre-trained encoder: its tokenizer is trained anew, on the texts at hand.
 SCRATCH: dict[str, Any] = {"tokenizer.path": "", "training.start_from": ""}
 SMOKE: dict[str, Any] = SCRATCH | {
+    "data.row_length": 64,
+    "data.buckets": (64,),  # one length, one compilation
     "tokenizer.vocab_size": 1000,
     "model.layers": 2,
     "model.width": 32,

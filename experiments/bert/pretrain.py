@@ -12,6 +12,8 @@ from llm.config import Config, default_config, with_variant
 SMOKE = {
     "data.more": (),
     "data.max_documents": 300,
+    "data.row_length": 64,
+    "data.buckets": (64,),
     "dedup.contamination": (),
     "tokenizer.vocab_size": 1000,
     "model.layers": 2,

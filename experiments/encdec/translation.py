@@ -16,7 +16,7 @@ SMOKE: dict[str, Any] = {
     "training.checkpoint_every": 20,
     "optimizer.warmup_steps": 5,
     "data.row_length": 32,
-    "data.buckets": (16, 32),
+    "data.buckets": (32,),
 }
 
 

@@ -1,0 +1,60 @@
+"""Published sizes by name: `experiments/published.py:gpt/gpt2-xl`, `:bert/base`, `:t5/v1.1-small`, `:encdec/big`.
+
+The model is the paper's; the data are the ones that ship, so name your own before training one of them:
+
+    python -m llm.train --config=experiments/published.py:bert/base --show-parameters
+    python -m llm.train --config=experiments/published.py:gpt/gpt2 --workdir=runs/gpt2 --config.data.train=my/texts
+
+Hardware:  from one GPU (gpt2, bert/base) to a pod; the variant `smoke`, a gpt2 made tiny, runs on two CPU cores
+Time:      as long as you give it; `smoke` under a minute
+Score:     none is claimed: parameters are counted by tests/models/test_presets.py
+"""
+
+from typing import Any
+
+from llm.config import Config, default_config, with_variant
+
+# What each family learns here where nothing else is said.
+DATA: dict[str, dict[str, Any]] = {
+    "rnn": {"objective.stream": True},
+    "gpt": {},
+    "bert": {
+        "objective.kind": "masked",
+        "tokenizer.kind": "wordpiece",
+    },
+    "t5": {"objective.kind": "span_corruption", "tokenizer.kind": "unigram", "tokenizer.sentinels": 100},
+    "encdec": {
+        "objective.kind": "seq2seq",
+        "data.train": "libreoffice_en_de",
+        "data.fields": ("text", "target"),
+        "data.packing": "whole",
+    },
+    "classifier": {
+        "objective.kind": "classification",
+        "data.train": "r8/train",
+        "data.validation": "r8/test",
+        "data.label": "label",
+        "data.packing": "whole",
+        "data.row_length": 100,
+        "tokenizer.kind": "wordpiece",
+        "tokenizer.vocab_size": 1000,
+    },
+}
+SMOKE: dict[str, Any] = {
+    "model.layers": 2,
+    "model.width": 32,
+    "model.heads": 2,
+    "model.vocab_size": None,
+    "tokenizer.vocab_size": 512,
+    "training.steps": 10,
+    "training.checkpoint_every": 10,
+    "optimizer.warmup_steps": 2,
+}
+
+
+def get_config(variant: str = "gpt/gpt2") -> Config:
+    """The config of `family/preset`, or `smoke`."""
+    family, _, preset = ("gpt/gpt2" if variant in ("", "smoke") else variant).partition("/")
+    config = default_config(family, preset)
+    changes = DATA.get(family, {}) | (SMOKE if variant == "smoke" else {})
+    return with_variant(config, variant or "gpt/gpt2", **{variant or "gpt/gpt2": changes})
