@@ -9,6 +9,7 @@ from llm.data.preparation import specials
 from llm.errors import InputError
 from llm.generation import SamplingSpec, generate
 from llm.generation.engine import check_lengths
+from llm.generation.prompts import put
 from llm.run_folder import open_run
 from llm.tokenization import StreamDecoder
 
@@ -25,7 +26,12 @@ def main(argv: list[str]) -> None:
     parser = cli.parser("generate", DESCRIPTION)
     parser.add_argument("--workdir", required=True, metavar="FOLDER", help="a run's folder")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="new tokens at most; what the context leaves")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="new tokens at most; what the context leaves, or the run's own number",
+    )
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy; default 0.8")
     parser.add_argument(
         "--top-k", type=int, default=0, metavar="K", help="only the K likeliest; 0, the default, is off"
@@ -47,13 +53,10 @@ def main(argv: list[str]) -> None:
     if kind not in models.WRITING:
         raise InputError(f"{run.workdir} was trained for objective.kind={kind!r}: it writes nothing")
     tokenizer, context = run.prepared.tokenizer, run.model.spec.context
-    prompt = [tokenizer.end_of_text, *tokenizer.encode(flags.prompt)]
-    sources = None
-    if run.model.reads_source:
-        prompt, sources = [specials(tokenizer).start], [[*prompt[1:], tokenizer.end_of_text]]
+    ids, start = tokenizer.encode(flags.prompt), specials(tokenizer).start
+    prompt, source = put(kind, run.model.reads_source, ids, tokenizer.end_of_text, start)
     check_lengths(len(prompt), 1, context)
-    # Without a limit of the model's own, as much as a row of its training.
-    room = (run.experiment.data.row_length if context is None else context) - len(prompt)
+    room = run.experiment.generation.max_tokens if context is None else context - len(prompt)
     stream = StreamDecoder(tokenizer)
 
     def show(row: int, token: int) -> None:
@@ -61,19 +64,19 @@ def main(argv: list[str]) -> None:
         sys.stdout.write(stream.push(token))
         sys.stdout.flush()
 
-    if sources is None:
+    if kind not in ("seq2seq", "span_corruption"):  # whose output does not go on from the prompt
         sys.stdout.write(flags.prompt)
     with jax.set_mesh(run.mesh):
         generate(
             run.model,
             run.params,
             [prompt],
-            flags.max_tokens or max(room, 1),
+            flags.max_tokens or room,
             sampling,
             context=context,
             vocab_size=tokenizer.vocab_size,
             end_of_text=tokenizer.end_of_text,
-            sources=sources,
+            sources=None if source is None else [source],
             seed=flags.seed,
             use_cache=not flags.no_cache,
             on_token=show,

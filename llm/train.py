@@ -17,9 +17,12 @@ from llm.evaluation import report
 from llm.evaluation.scores import Scorer
 from llm.generation import generate
 from llm.generation.engine import check_lengths
+from llm.generation.prompts import put
 from llm.run_folder import open_run, shared
 from llm.training import metrics, state
 from llm.training.loop import Trained, check_batch, recipe, train
+
+Prompt = tuple[list[int], list[int] | None]  # what opens the row, and what an encoder reads
 
 DESCRIPTION = """\
 Runs an experiment: prepares its data, trains, validates, samples.
@@ -132,18 +135,16 @@ def _check_classes(prepared: Prepared) -> None:
             )
 
 
-def _prompts(experiment: config.Experiment, prepared: Prepared, model: models.Model) -> list[list[int]]:
-    """The ids of the prompts that the run will show continuations of, each opened by the end of text.
-
-    Of a model that reads a source they are the sources, each closed by it.
-    """
-    tokenizer = prepared.tokenizer
-    if model.reads_source:
-        return [[*ids, tokenizer.end_of_text] for ids in tokenizer.encode_batch(experiment.generation.prompts)]
-    prompts = [[tokenizer.end_of_text, *ids] for ids in tokenizer.encode_batch(experiment.generation.prompts)]
-    for text, ids in zip(experiment.generation.prompts, prompts):
+def _prompts(experiment: config.Experiment, prepared: Prepared, model: models.Model) -> list[Prompt]:
+    """The prompts that the run will show continuations of, as the model takes them (`llm.generation.prompts`)."""
+    tokenizer, texts = prepared.tokenizer, experiment.generation.prompts
+    start, kind = specials(tokenizer).start, experiment.objective.kind
+    prompts = [
+        put(kind, model.reads_source, ids, tokenizer.end_of_text, start) for ids in tokenizer.encode_batch(texts)
+    ]
+    for text, (opening, _) in zip(texts, prompts):
         try:
-            check_lengths(len(ids), 1, experiment.model.context)
+            check_lengths(len(opening), 1, experiment.model.context)
         except InputError as error:
             raise InputError(f"generation.prompts, {text[:40]!r}: {error}") from None
     return prompts
@@ -152,7 +153,7 @@ def _prompts(experiment: config.Experiment, prepared: Prepared, model: models.Mo
 def _finish(
     experiment: config.Experiment,
     prepared: Prepared,
-    prompts: list[list[int]],
+    prompts: list[Prompt],
     model: models.Model,
     scorer: Scorer,
     trained: Trained,
@@ -184,7 +185,8 @@ def _samples(experiment: config.Experiment, prepared: Prepared, prompts, model: 
     if not prompts:
         return []
     generation, tokenizer, context = experiment.generation, prepared.tokenizer, model.spec.context
-    opening = [[specials(tokenizer).start]] * len(prompts) if model.reads_source else prompts
+    opening = [row for row, _ in prompts]
+    sources = [source for _, source in prompts if source is not None]
     longest = max(map(len, opening))
     written = generate(
         model,
@@ -195,7 +197,7 @@ def _samples(experiment: config.Experiment, prepared: Prepared, prompts, model: 
         context=context,
         vocab_size=tokenizer.vocab_size,
         end_of_text=tokenizer.end_of_text,
-        sources=prompts if model.reads_source else None,
+        sources=sources or None,
         seed=experiment.seed,
     )
     return [

@@ -181,7 +181,7 @@ REFUSALS = [
     ("fine_tune", ["model.context=16"], ["data.row_length=32 is longer than model.context=16"]),
     ("fine_tune", ["model.bag_pairs=8"], ["pairs need a bag above 0"]),
     ("fine_tune", ["model.poolin=mean"], ["model has no field 'poolin'", "'pooling' (nearest)"]),
-    ("fine_tune", ["model.pooling=median"], ["model.pooling='median'", "'mean'"]),
+    ("fine_tune", ["model.pooling=median"], ["model.pooling='median'", "mean"]),
     ("fine_tune", ["generation.prompts=x"], ["writes nothing"]),
     ("translate", ["model.position=learned"], ["learned positions need a context"]),
     ("t5", ["model.buckets=5"], ["model.buckets=5"]),

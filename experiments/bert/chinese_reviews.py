@@ -3,6 +3,8 @@
 Command:   python -m llm.train --config=experiments/bert/chinese_reviews.py --workdir=runs/bert-chinese-reviews
 Needs:     runs/bert-pretrain-zh (experiments/bert/pretrain_zh.py); the variant `scratch` does without
 Hardware:  two CPU cores
+Time:      not measured yet in full
+Score:     not measured yet in full
 """
 
 from experiments.bert.fine_tuning import SCRATCH, SMOKE, classifier

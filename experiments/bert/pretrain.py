@@ -5,6 +5,8 @@ experiments: texts that share 13 words with one are taken out.
 
 Command:   python -m llm.train --config=experiments/bert/pretrain.py --workdir=runs/bert-pretrain
 Hardware:  two CPU cores
+Time:      not measured yet in full
+Score:     not measured yet in full
 """
 
 from llm.config import Config, default_config, with_variant

@@ -4,6 +4,8 @@ The reviews without those that experiments/bert/chinese_reviews.py holds out, an
 
 Command:   python -m llm.train --config=experiments/bert/pretrain_zh.py --workdir=runs/bert-pretrain-zh
 Hardware:  two CPU cores
+Time:      not measured yet in full
+Score:     not measured yet in full
 """
 
 from experiments.bert import pretrain

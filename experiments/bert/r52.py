@@ -3,6 +3,8 @@
 Command:   python -m llm.train --config=experiments/bert/r52.py --workdir=runs/bert-r52
 Needs:     runs/bert-pretrain (experiments/bert/pretrain.py); the variant `scratch` does without
 Hardware:  two CPU cores
+Time:      not measured yet in full
+Score:     not measured yet in full
 """
 
 from experiments.bert.fine_tuning import SCRATCH, SMOKE, classifier

@@ -2,6 +2,8 @@
 
 Command:   python -m llm.train --config=experiments/encdec/en_zh.py --workdir=runs/en-zh
 Hardware:  two CPU cores
+Time:      not measured yet in full
+Score:     not measured yet in full
 """
 
 from experiments.encdec.translation import SMOKE, translation

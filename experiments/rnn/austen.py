@@ -4,6 +4,8 @@ One of three models of equal size that are given the same time: experiments/rnn,
 
 Command:   python -m llm.train --config=experiments/rnn/austen.py --workdir=runs/rnn-austen
 Hardware:  two CPU cores
+Time:      not measured yet in full
+Score:     not measured yet in full
 """
 
 from experiments.austen import SMOKE, novels

@@ -28,7 +28,7 @@ def among(spec: Any, **choices: tuple[str, ...]) -> None:
         if name in choices or hasattr(spec, name):
             value = getattr(spec, name)
             if value not in allowed:
-                raise InputError(f"model.{name}={value!r}: there are {', '.join(map(repr, allowed))}")
+                raise InputError(f"model.{name}={value!r}: there are {', '.join(x or repr(x) for x in allowed)}")
 
 
 def rates(spec: Any, *names: str) -> None:

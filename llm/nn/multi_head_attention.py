@@ -110,7 +110,7 @@ class MultiHeadAttention(nn.Module):
     def _attend(self, x_BTD, q_BTNH, k_BSKH, v_BSKH, mask: Mask, bias: BucketBias | None):
         s = self.settings
         dropout = s.dropout if self.train else 0.0
-        y_BTNH = attention(
+        y_BTNH: Any = attention(
             q_BTNH,
             k_BSKH.astype(self.dtype),
             v_BSKH.astype(self.dtype),
