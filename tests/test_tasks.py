@@ -112,7 +112,7 @@ def test_scores_do_not_depend_on_the_batch_size_and_an_ensemble_of_one_model_is_
 def test_a_start_that_does_not_fit_is_refused(pretrained, fine_tuned, data, tmp_path):
     start = f"training.start_from={pretrained[0]}"
     assert_refused_last(
-        verb("train", *flags("fine_tune", data, tmp_path / "a", start, "tokenizer.vocab_size=110")),
+        verb("train", *flags("fine_tune", data, tmp_path / "a", start, "tokenizer.lowercase=true")),
         "tokenizer is another one",
     )
     path = f"tokenizer.path={pretrained[0]}/tokenizer.json"

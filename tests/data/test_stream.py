@@ -112,3 +112,25 @@ def test_rows_out_of_order_are_refused(workdir, tmp_path, objective):
 def test_a_stream_is_for_next_tokens():
     with pytest.raises(InputError, match="objective.stream=True is for 'causal'"):
         ObjectiveSpec(kind="masked", stream=True)
+
+
+def test_further_sources_are_read_after_the_first(tmp_path):
+    for name, words in (("a", "one two three"), ("b", "four five six")):
+        lines = (f'{{"id": "{n}", "text": "{words} {name}{n}"}}\n' for n in range(30))
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines) + '{"id": "same", "text": "the same"}\n')
+    a, b = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
+    data = DataSpec(train=a, more=(b,), packing="whole", row_length=16)
+    made = prepare(
+        Preparation(data, CleanSpec(), DedupSpec(), TokenizerSpec(vocab_size=300), ObjectiveSpec()),
+        tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    assert made is not None
+    assert len(made.train) + len(made.validation) == 61  # what stands in both stays once
+    with pytest.raises(InputError, match="each once"):
+        DataSpec(train=a, more=(a,))
+    with pytest.raises(InputError, match="there is no corpus"):
+        prepare(
+            Preparation(DataSpec(train=a, more=("nowhere",)), CleanSpec(), DedupSpec(), TokenizerSpec(vocab_size=300),
+                        ObjectiveSpec()),
+            tmp_path / "other", quiet=True,
+        )  # fmt: skip
