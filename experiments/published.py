@@ -15,14 +15,12 @@ from typing import Any
 from llm.config import Config, default_config, with_variant
 
 # What each family learns here where nothing else is said.
+NOVELS: dict[str, Any] = {"data.train": "austen", "data.holdout": ("persuasion",)}
 DATA: dict[str, dict[str, Any]] = {
-    "rnn": {"objective.stream": True},
-    "gpt": {},
-    "bert": {
-        "objective.kind": "masked",
-        "tokenizer.kind": "wordpiece",
-    },
-    "t5": {"objective.kind": "span_corruption", "tokenizer.kind": "unigram", "tokenizer.sentinels": 100},
+    "rnn": NOVELS | {"objective.stream": True},
+    "gpt": NOVELS,
+    "bert": NOVELS | {"objective.kind": "masked", "tokenizer.kind": "wordpiece"},
+    "t5": NOVELS | {"objective.kind": "span_corruption", "tokenizer.kind": "unigram", "tokenizer.sentinels": 100},
     "encdec": {
         "objective.kind": "seq2seq",
         "data.train": "libreoffice_en_de",

@@ -24,4 +24,4 @@ def get_config(variant: str = "") -> Config:
     config.tokenizer.path = f"{PRETRAINED}/tokenizer.json"
     config.training.start_from = PRETRAINED
     config.model.bag_pairs = 2**16
-    return with_variant(config, variant, smoke=SMOKE, scratch=SCRATCH)
+    return with_variant(config, variant, smoke=SMOKE | {"tokenizer.vocab_size": 8192}, scratch=SCRATCH)

@@ -24,4 +24,4 @@ def get_config(variant: str = "") -> Config:
     config.tokenizer.lowercase = False
     config.tokenizer.special_tokens = ("[CLS]", "[SEP]", "[MASK]")
     config.training.steps = 2000
-    return with_variant(config, variant, smoke=pretrain.SMOKE)
+    return with_variant(config, variant, smoke=pretrain.SMOKE | {"tokenizer.vocab_size": 3000})
