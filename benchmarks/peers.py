@@ -32,10 +32,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.metrics import f1_score
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.svm import LinearSVC
 
@@ -47,6 +44,8 @@ from llm.data.documents import Document, Tally, apply
 from llm.data.sources import read, read_all, units
 from llm.data.split import SPLITS, TRAIN, VALIDATION, held_out
 from llm.errors import InputError
+from llm.evaluation.classification import classification_scores
+from llm.evaluation.translation import translation_scores
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = pathlib.Path(__file__).parent / "results" / "peers.json"
@@ -96,7 +95,7 @@ def read_prepared(workdir: pathlib.Path, kind: str) -> dict[str, list[Example]]:
     lines = (workdir / "data" / "removed.jsonl").read_text(encoding="utf-8").splitlines()
     removed = {(record["id"], record["source"]) for record in map(json.loads, lines)}
     found: dict[str, list[tuple[str, Example]]] = {side: [] for side in SPLITS}
-    for source, evaluation in ((data.train, False), (data.validation, True)):
+    for source, evaluation in (*((name, False) for name in (data.train, *data.more)), (data.validation, True)):
         for document in _cleaned(data, clean, dedup, source, evaluation) if source else ():
             if (document.id, document.meta["source"]) in removed:
                 continue
@@ -174,7 +173,8 @@ def classify(train: Sequence[Example], test: Sequence[Example]) -> dict[str, dic
     features: dict[str, dict[str, Any]] = {name: {"ngram_range": value} for name, value in ranges.items()}
     if is_chinese(e.text for e in train):
         features = {"1-3 characters": {"analyzer": "char", "ngram_range": (1, 3)}}
-    truth = np.array([e.label for e in test])
+    classes = sorted({e.label for e in (*train, *test)})
+    number = {name: place for place, name in enumerate(classes)}
     found = {}
     for name, settings in features.items():
         for peer, vectorizer, learner in (
@@ -186,11 +186,10 @@ def classify(train: Sequence[Example], test: Sequence[Example]) -> dict[str, dic
             except ValueError as error:
                 raise InputError(f"{peer}, {name}: nothing to learn from these texts: {error}") from None
             answers = learner.predict(vectorizer.transform(e.text for e in test))
-            # A class that nothing was taken for has F1 0.
-            f1 = f1_score(truth, answers, average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
+            scores = classification_scores([number[e.label] for e in test], [number[a] for a in answers], classes)
             found[f"{peer}, {name}"] = {
-                "accuracy": round(float(np.mean(answers == truth)), 4),
-                "macro_f1": round(float(f1), 4),
+                "accuracy": round(scores.accuracy, 4),
+                "macro_f1": round(scores.macro.f1, 4),
             }
     return found
 
@@ -209,12 +208,13 @@ def recall(train: Sequence[Example], sources: Sequence[str]) -> list[str]:
 
 def translate(train: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]:
     """BLEU and chrF, in 0..100, of the translation memory on `test`, with sacrebleu's signatures."""
-    answers, references = recall(train, [e.fields[0] for e in test]), [[e.fields[1] for e in test]]
-    bleu, chrf = BLEU(tokenize="zh" if is_chinese(e.fields[1] for e in train) else "13a"), CHRF()
-    scores = {"bleu": bleu.corpus_score(answers, references), "chrf": chrf.corpus_score(answers, references)}
+    language = "zh" if is_chinese(e.fields[1] for e in train) else "de"
+    answers = recall(train, [e.fields[0] for e in test])
+    scores = translation_scores(answers, [e.fields[1] for e in test], language=language)
     return {
-        **{name: round(score.score, 2) for name, score in scores.items()},
-        "signatures": {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())},
+        "bleu": round(scores.bleu, 2),
+        "chrf": round(scores.chrf, 2),
+        "signatures": {"bleu": scores.bleu_signature, "chrf": scores.chrf_signature},
     }
 
 

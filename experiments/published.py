@@ -12,7 +12,9 @@ Score:     none is claimed: parameters are counted by tests/models/test_presets.
 
 from typing import Any
 
+from llm import models
 from llm.config import Config, default_config, with_variant
+from llm.errors import InputError
 
 # What each family learns here where nothing else is said.
 NOVELS: dict[str, Any] = {"data.train": "austen", "data.holdout": ("persuasion",)}
@@ -53,6 +55,8 @@ SMOKE: dict[str, Any] = {
 def get_config(variant: str = "gpt/gpt2") -> Config:
     """The config of `family/preset`, or `smoke`."""
     family, _, preset = ("gpt/gpt2" if variant in ("", "smoke") else variant).partition("/")
+    if not preset and family in models.PRESETS:
+        raise InputError(f"name a size of {family}: {', '.join(f'{family}/{name}' for name in models.PRESETS[family])}")
     config = default_config(family, preset)
     changes = DATA.get(family, {}) | (SMOKE if variant == "smoke" else {})
     return with_variant(config, variant or "gpt/gpt2", **{variant or "gpt/gpt2": changes})

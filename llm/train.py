@@ -19,7 +19,9 @@ from llm.generation import generate
 from llm.generation.engine import check_lengths
 from llm.generation.prompts import put
 from llm.run_folder import open_run, shared
+from llm.tokenization import Tokenizer
 from llm.training import metrics, state
+from llm.training.checkpoint import Checkpoints
 from llm.training.loop import Trained, check_batch, recipe, train
 
 Prompt = tuple[list[int], list[int] | None]  # what opens the row, and what an encoder reads
@@ -64,14 +66,13 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment.training, mesh)
 
-    start = open_run(experiment.training.start_from) if experiment.training.start_from else None
+    start = _start(experiment, workdir)
     prepared = prepare(experiment.preparation, workdir)
     assert prepared is not None
     _check_classes(prepared)
-    if start is not None and start.prepared.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
+    if start is not None and Tokenizer.load(start / "tokenizer.json").fingerprint != prepared.tokenizer.fingerprint:
         raise InputError(
-            f"training.start_from={start.workdir}: its tokenizer is another one; set "
-            f"tokenizer.path={start.workdir / 'tokenizer.json'}"
+            f"training.start_from={start}: its tokenizer is another one; set tokenizer.path={start / 'tokenizer.json'}"
         )
     model = models.build(experiment.model, prepared.tokenizer.vocab_size, len(prepared.labels))
     prompts = _prompts(experiment, prepared, model)
@@ -99,7 +100,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             mesh,
             workdir,
             validate=lambda params: scorer.loss(params, experiment.training.validation_rows),
-            initial=lambda params: params if start is None else shared(params, start),
+            initial=lambda params: params if start is None else shared(params, open_run(str(start))),
         )
         summary = _finish(experiment, prepared, prompts, model, scorer, trained, workdir)
     shown = ("loss", "accuracy")  # looked at along the run too
@@ -107,6 +108,21 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     summary["total_seconds"] = time.perf_counter() - began
     metrics.write_json(summary_file, summary)
     _report(summary, workdir)
+
+
+def _start(experiment: config.Experiment, workdir: pathlib.Path) -> pathlib.Path | None:
+    """The folder of the run whose parameters a new one starts from; None where none is named, or needed any more.
+
+    Raises:
+        InputError: it is no folder of a run.
+    """
+    name, start = experiment.training.start_from, pathlib.Path(experiment.training.start_from)
+    if not name or Checkpoints(workdir / "checkpoints", 1, lambda _: None).latest() is not None:
+        return None
+    if not start.is_dir():
+        raise InputError(f"training.start_from={name}: there is no such folder; train that run first")
+    config.read(start / "config.json")
+    return start
 
 
 def _refuse_other_config(experiment: config.Experiment, workdir: pathlib.Path) -> None:

@@ -3,7 +3,7 @@
 from llm.config import Config, default_config
 from llm.errors import InputError
 
-VARIANTS = ("pretrain", "fine_tune", "rnn", "classifier", "answers", "pairs", "translate", "t5", "stream", "masked_rnn")
+VARIANTS = ("pretrain", "fine_tune", "rnn", "classifier", "answers", "pairs", "translate", "t5", "stream")
 
 
 def get_config(variant: str = "") -> Config:

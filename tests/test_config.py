@@ -9,7 +9,7 @@ from llm import config
 from llm.errors import InputError
 from tests.helpers import ROOT
 
-FOUND = sorted(p for p in (ROOT / "experiments").rglob("*.py") if "get_config" in p.read_text())
+FOUND = sorted(p for p in (ROOT / "experiments").rglob("*.py") if "def get_config" in p.read_text())
 CORPORA = [p for p in FOUND if p.parent.name == "corpora"]
 CONFIGS = [p for p in FOUND if p not in CORPORA]
 

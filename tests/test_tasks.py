@@ -119,7 +119,7 @@ def test_a_start_that_does_not_fit_is_refused(pretrained, fine_tuned, data, tmp_
     wide = verb("train", *flags("fine_tune", data, tmp_path / "b", start, path, "model.width=32"))
     assert_refused_last(wide, "has shape", "give the model the same settings")
     nowhere = verb("train", *flags("fine_tune", data, tmp_path / "c", "training.start_from=nowhere"))
-    assert_refused(nowhere, "nowhere: there is no such folder")
+    assert_refused(nowhere, "training.start_from=nowhere: there is no such folder")
 
 
 @pytest.mark.parametrize("variant", ["rnn", "classifier"])
@@ -172,7 +172,7 @@ def test_a_stopped_stream_goes_on_with_its_state(data, tmp_path):
 
 
 REFUSALS = [
-    ("masked_rnn", ["objective.kind=causal"], ["the bert family learns masked, classification"]),
+    ("fine_tune", ["objective.kind=causal"], ["the bert family learns masked, classification"]),
     ("stream", ["objective.stream=false"], ["model.carry=True", "set objective.stream=True"]),
     ("stream", ["training.microbatches=2"], ["training.microbatches=2", "model.carry=True"]),
     ("stream", ["model.carry=false", "model.bidirectional=true"], ["model.bidirectional=True", "set it to False"]),

@@ -50,7 +50,7 @@ def classifier(train: str, validation: str, row_length: int, buckets: tuple[int,
     config.objective.kind = "classification"
 
     config.model.context = 128
-    config.model.layers = 4
+    config.model.layers = 2
     config.model.width = 128
     config.model.heads = 2
     config.model.pre_norm = True

@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> Config:
     config.objective.next_sentence = True
 
     config.model.context = 128
-    config.model.layers = 4
+    config.model.layers = 2
     config.model.width = 128
     config.model.heads = 2
     config.model.pre_norm = True
@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> Config:
     config.model.attention_dropout = 0.0
     config.model.unroll = 2
 
-    config.training.steps = 3000
+    config.training.steps = 2000
     config.training.batch_size = 32
     config.training.microbatches = 4  # smaller parts stay in cache: a third faster on CPU
     config.training.loss_chunk = 256

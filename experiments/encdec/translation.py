@@ -39,7 +39,7 @@ def translation(corpus: str, language: str) -> Config:
     config.model.ff_width = 768
     config.model.dropout = 0.25
 
-    config.training.steps = 6000
+    config.training.steps = 3000
     config.training.batch_size = 64
     config.training.label_smoothing = 0.1
     config.training.validate_every = 500
@@ -48,7 +48,7 @@ def translation(corpus: str, language: str) -> Config:
     config.evaluation.batch_size = 64
     config.evaluation.language = language
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 600
+    config.optimizer.warmup_steps = 400
     config.optimizer.schedule = "inverse_sqrt"
     config.optimizer.b2 = 0.98
     config.optimizer.epsilon = 1e-9

@@ -1,6 +1,6 @@
 """An LSTM on Jane Austen: its state goes on from batch to batch.
 
-One of three models of equal size that are given the same time: experiments/rnn, gpt and t5, each austen.py.
+As large as the GPT of experiments/quickstart.py, on the same text.
 
 Command:   python -m llm.train --config=experiments/rnn/austen.py --workdir=runs/rnn-austen
 Hardware:  two CPU cores

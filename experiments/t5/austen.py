@@ -1,6 +1,6 @@
 """A T5 on Jane Austen: the encoder reads the row before, the decoder goes on.
 
-One of three models of equal size that are given the same time: experiments/rnn, gpt and t5, each austen.py.
+As large as the GPT of experiments/quickstart.py, on the same text.
 
 Command:   python -m llm.train --config=experiments/t5/austen.py --workdir=runs/t5-austen
 Hardware:  two CPU cores

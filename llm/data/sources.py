@@ -106,7 +106,7 @@ def units(spec: DataSpec, source: str) -> list[Unit]:
 
 
 def read(unit: Unit, spec: DataSpec, on_bad: OnBad = lambda *_: None) -> Iterator[Document]:
-    """The documents of a unit, in order, one at a time.
+    """The documents of a unit, in order, one at a time, with the prefix of their source.
 
     With `spec.on_error="skip"`, `on_bad(where, reason, record)` hears of each record that cannot be read ("" for a file
     of which the rest, or all, cannot). Ids that stand twice in one file are such; twice in a source they are not looked
@@ -115,6 +115,19 @@ def read(unit: Unit, spec: DataSpec, on_bad: OnBad = lambda *_: None) -> Iterato
     Raises:
         InputError: something cannot be read and `spec.on_error` is "stop": file, line and reason.
     """
+    prefix = dict(zip((spec.train, *spec.more), spec.prefixes)).get(unit.source, "")
+    for document in _documents(unit, spec, on_bad):
+        yield _prefixed(document, spec.fields[0], prefix) if prefix else document
+
+
+def _prefixed(document: Document, field: str, prefix: str) -> Document:
+    """The document with a prefix before a field of it; what is blank stays so, and is dropped later."""
+    if field != "text":
+        return dataclasses.replace(document, meta=document.meta | {field: prefix + document.meta[field]})
+    return dataclasses.replace(document, text=prefix + document.text) if document.text.strip() else document
+
+
+def _documents(unit: Unit, spec: DataSpec, on_bad: OnBad) -> Iterator[Document]:
     if unit.kind == "rows":
         yield from _hugging_face_rows(unit, spec, on_bad)
         return

@@ -24,6 +24,8 @@ class DataSpec:
         train: a packaged corpus by name ("austen", "r8/train"), or a path: a file, a folder, a glob; an http(s)
             address of a file; "hf:<dataset>[:<config>[:<split>]]", a Hugging Face dataset.
         more: further such sources of training documents, read after it.
+        prefixes: what is written before the first field of each document, one text for `train` and one for each of
+            `more`: "translate English to German: ", as T5 tells tasks apart; () for nothing.
         validation: where validation documents come from, named like `train`; "" takes them out of `train`.
         holdout: ids of the documents of `train` that are held out; only used when `validation` is "".
         split_by: how documents are held out when neither of the two above says it: "hash" keeps out whole documents
@@ -51,6 +53,7 @@ class DataSpec:
 
     train: str = "austen"
     more: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
     validation: str = ""
     holdout: tuple[str, ...] = ()
     split_by: str = "hash"
@@ -75,6 +78,16 @@ class DataSpec:
             raise InputError("data.train is empty: name a packaged corpus ('austen') or a path")
         if "" in self.more or len({self.train, *self.more}) != 1 + len(self.more):
             raise InputError(f"data.more={self.more}: names of sources, each once, beside data.train={self.train!r}")
+        if self.prefixes and len(self.prefixes) != 1 + len(self.more):
+            raise InputError(
+                f"data.prefixes={self.prefixes}: {len(self.prefixes)} texts for {1 + len(self.more)} sources; one for "
+                "each of data.train and data.more, or none"
+            )
+        if self.prefixes and (self.validation or self.answer):
+            raise InputError(
+                "data.prefixes are written before documents of data.train and data.more, of which some are held out, "
+                "and would move answers: leave data.validation and data.answer empty"
+            )
         if self.validation and self.holdout:
             raise InputError("data.validation and data.holdout are both set: one of them says what is held out")
         _one_of("data.split_by", self.split_by, ("hash", "tail"))

@@ -34,7 +34,6 @@ def rows(objective: str, numbers: dict[str, Any]) -> list[tuple[str, str]]:
         low_high = f" ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})" if interval else ""
         return f"{100 * value:.2f}%{low_high}"
 
-    found = []
     if objective == "classification":
         found = [
             ("accuracy", percent(numbers["accuracy"], numbers["accuracy_interval"])),

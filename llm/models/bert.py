@@ -80,15 +80,7 @@ class BertSpec:
 
     def block_settings(self) -> BlockSettings:
         """The settings of each block."""
-        attention = AttentionSettings(
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_width=self.width // self.heads,
-            bias=True,
-            output_bias=True,
-            dropout=self.attention_dropout,
-            implementation=self.attention,
-        )
+        attention = AttentionSettings.plain(self.width, self.heads, True, self.attention_dropout, self.attention)
         return BlockSettings(
             attention=attention,
             ff_width=4 * self.width if self.ff_width is None else self.ff_width,

@@ -51,20 +51,14 @@ class ClassifierSpec:
                             "ff_width", "unroll")  # fmt: skip
         checks.divides(self, "heads", "width")
         checks.divides(self, "unroll", "layers")
+        if self.decoder_layers is not None:
+            checks.divides(self, "unroll", "decoder_layers")
         checks.among(self, pooling=POOLINGS)
         checks.rates(self, "dropout")
 
     def wiring(self) -> Wiring:
         """How it is put together."""
-        assert self.vocab_size is not None, "taken from the tokenizer before the model is built"
-        attention = AttentionSettings(
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_width=self.width // self.heads,
-            bias=True,
-            output_bias=True,
-            implementation=self.attention,
-        )
+        attention = AttentionSettings.plain(self.width, self.heads, True, 0.0, self.attention)
         block = BlockSettings(
             attention=attention,
             ff_width=self.ff_width,
@@ -75,22 +69,15 @@ class ClassifierSpec:
             bias=True,
             dropout=self.dropout,
         )
-        return Wiring(
-            vocab_size=self.vocab_size,
-            width=self.width,
-            encoder_layers=self.layers,
-            decoder_layers=self.layers if self.decoder_layers is None else self.decoder_layers,
+        return Wiring.of(
+            self,
             block=block,
             position="learned",
             context=self.context,
             scale_embedding=True,
             embedding_stddev=self.width**-0.5,
             final_norm=self.pre_norm,
-            dropout=self.dropout,
             classes=self.classes,
             source_is_row=True,
             pooling=self.pooling,
-            unroll=self.unroll,
-            remat=self.remat,
-            dtype=self.dtype,
         )

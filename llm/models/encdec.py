@@ -50,6 +50,8 @@ class EncDecSpec:
                             "unroll")  # fmt: skip
         checks.divides(self, "heads", "width")
         checks.divides(self, "unroll", "layers")
+        if self.decoder_layers is not None:
+            checks.divides(self, "unroll", "decoder_layers")
         checks.among(self, position=("sinusoid", "learned"))
         checks.rates(self, "dropout", "attention_dropout")
         if (self.position == "learned") != (self.context is not None):
@@ -60,16 +62,7 @@ class EncDecSpec:
 
     def wiring(self) -> Wiring:
         """How it is put together."""
-        assert self.vocab_size is not None, "taken from the tokenizer before the model is built"
-        attention = AttentionSettings(
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_width=self.width // self.heads,
-            bias=self.bias,
-            output_bias=self.bias,
-            dropout=self.attention_dropout,
-            implementation=self.attention,
-        )
+        attention = AttentionSettings.plain(self.width, self.heads, self.bias, self.attention_dropout, self.attention)
         block = BlockSettings(
             attention=attention,
             ff_width=4 * self.width if self.ff_width is None else self.ff_width,
@@ -80,19 +73,12 @@ class EncDecSpec:
             bias=self.bias,
             dropout=self.dropout,
         )
-        return Wiring(
-            vocab_size=self.vocab_size,
-            width=self.width,
-            encoder_layers=self.layers,
-            decoder_layers=self.layers if self.decoder_layers is None else self.decoder_layers,
+        return Wiring.of(
+            self,
             block=block,
             position=self.position,
             context=self.context,
             scale_embedding=True,
             embedding_stddev=self.width**-0.5,  # so that scaled vectors have variance 1, like the sinusoids about
             final_norm=self.pre_norm,
-            dropout=self.dropout,
-            unroll=self.unroll,
-            remat=self.remat,
-            dtype=self.dtype,
         )

@@ -69,6 +69,22 @@ class Wiring:
     remat: bool = False
     dtype: str = "float32"
 
+    @classmethod
+    def of(cls, spec: Any, **more: Any) -> "Wiring":
+        """The wiring of a family's settings: what all families name alike comes from them, `more` says the rest."""
+        assert spec.vocab_size is not None, "taken from the tokenizer before the model is built"
+        return cls(
+            vocab_size=spec.vocab_size,
+            width=spec.width,
+            encoder_layers=spec.layers,
+            decoder_layers=spec.layers if spec.decoder_layers is None else spec.decoder_layers,
+            dropout=spec.dropout,
+            unroll=spec.unroll,
+            remat=spec.remat,
+            dtype=spec.dtype,
+            **more,
+        )
+
 
 class RelativeBias(nn.Module):
     """The bias of relative positions that all layers of a stack share, a value for each bucket and head (T5)."""
@@ -200,8 +216,7 @@ class EncoderDecoder(nn.Module):
     def _stack(self, side: str, layers: int, cross: bool, train: bool) -> Stack:
         w: Wiring = self.spec.wiring()
         settings = dataclasses.replace(w.block, cross=cross)
-        unroll = w.unroll if layers % w.unroll == 0 else 1
-        return Stack(settings, layers, train, unroll, w.remat, dtype=jnp.dtype(w.dtype), name=side)
+        return Stack(settings, layers, train, w.unroll, w.remat, dtype=jnp.dtype(w.dtype), name=side)
 
     def _leave(self, side: str, x, train: bool):
         w: Wiring = self.spec.wiring()
@@ -232,9 +247,14 @@ class EncoderDecoder(nn.Module):
         )
 
     def flops_per_token(self, params, length: int) -> float:
-        """Floating-point operations of the forward pass a target token, with sources and rows of `length`."""
+        """Floating-point operations of the forward pass a token that is read, in rows of `length`.
+
+        Where a source is read too, half of the tokens are the encoder's and half the decoder's. The source's keys and
+        values are counted among the decoder's.
+        """
         w: Wiring = self.spec.wiring()
         looked_up = ("embed_position",) if w.tied and not w.source_is_row else ("embed_position", "embed")
         layers = w.encoder_layers + 2 * w.decoder_layers
         heads = w.block.attention
-        return flops.products(params, looked_up) + flops.attention(layers, heads.heads, heads.head_width, length)
+        a_pair = flops.products(params, looked_up) + flops.attention(layers, heads.heads, heads.head_width, length)
+        return a_pair if w.source_is_row else a_pair / 2

@@ -49,6 +49,8 @@ class T5Spec:
         if self.head_width is None:
             checks.divides(self, "heads", "width", "; set model.head_width")
         checks.divides(self, "unroll", "layers")
+        if self.decoder_layers is not None:
+            checks.divides(self, "unroll", "decoder_layers")
         checks.among(self)
         checks.rates(self, "dropout")
         checks.buckets(self)
@@ -60,7 +62,6 @@ class T5Spec:
 
     def wiring(self) -> Wiring:
         """How it is put together."""
-        assert self.vocab_size is not None, "taken from the tokenizer before the model is built"
         attention = AttentionSettings(
             heads=self.heads,
             kv_heads=self.heads,
@@ -79,11 +80,8 @@ class T5Spec:
             dropout=self.dropout,
             ff_dropout=self.dropout,
         )
-        return Wiring(
-            vocab_size=self.vocab_size,
-            width=self.width,
-            encoder_layers=self.layers,
-            decoder_layers=self.layers if self.decoder_layers is None else self.decoder_layers,
+        return Wiring.of(
+            self,
             block=block,
             position="relative",
             buckets=self.buckets,
@@ -93,8 +91,4 @@ class T5Spec:
             embedding_stddev=1.0,
             final_norm=True,
             output_dropout=True,
-            dropout=self.dropout,
-            unroll=self.unroll,
-            remat=self.remat,
-            dtype=self.dtype,
         )

@@ -45,6 +45,11 @@ class AttentionSettings:
     output_scale: float = 1.0
     implementation: str = "auto"
 
+    @classmethod
+    def plain(cls, width: int, heads: int, bias: bool, dropout: float, implementation: str) -> "AttentionSettings":
+        """Heads that share the width, each with its own keys, and a bias in all projections or in none."""
+        return cls(heads, heads, width // heads, bias, bias, dropout=dropout, implementation=implementation)
+
 
 class MultiHeadAttention(nn.Module):
     """Attention of x_BTD to itself or, with `cross`, to a source."""

@@ -124,9 +124,13 @@ def _head(model: Model, params, name: str, key, *args):
     return model.apply({"params": params}, *args, train=key is not None, rngs=rngs, method=name)
 
 
-def _language(model: Model, s: Settings, params, batch: dict, key, cache=None, sparse: bool = False) -> Terms:
-    """Prediction of targets: next tokens, masked ones, those of a decoder. `sparse` leaves out places of weight 0."""
-    output = _run(model, params, batch, key, cache)
+def _language(model: Model, s: Settings, params, batch: dict, key, cache=None) -> Terms:
+    """Prediction of targets: next tokens, those of a decoder."""
+    return _predicted(model, s, params, batch, _run(model, params, batch, key, cache))
+
+
+def _predicted(model: Model, s: Settings, params, batch: dict, output, sparse: bool = False) -> Terms:
+    """The targets' terms from a model's output; `sparse` leaves out places of weight 0."""
     hidden_ND = output.hidden_BTD.reshape(-1, output.hidden_BTD.shape[-1])
     weights_BT = batch["weights"]
 
@@ -148,12 +152,10 @@ def _language(model: Model, s: Settings, params, batch: dict, key, cache=None, s
 
 def _masked(model: Model, s: Settings, params, batch: dict, key) -> Terms:
     """Masked tokens, and of pairs whether the second part goes on."""
-    if "label_weights" not in batch:
-        return _language(model, s, params, batch, key, sparse=True)
     output = _run(model, params, batch, key)
-    # One pass for both heads.
-    given = _Given(model, output)
-    terms = _language(given, s, params, batch, None, sparse=True)  # pyright: ignore[reportArgumentType]
+    terms = _predicted(model, s, params, batch, output, sparse=True)
+    if "label_weights" not in batch:
+        return terms
     logits_B2 = model.apply({"params": params}, output.hidden_BTD, method="next_sentence")
     nats_B = cross_entropy(logits_B2, batch["labels"])
     right_B = (logits_B2.argmax(-1) == batch["labels"]).astype(jnp.float32)
@@ -161,16 +163,6 @@ def _masked(model: Model, s: Settings, params, batch: dict, key) -> Terms:
     predicted = s.masked_share * batch["tokens"].shape[1]
     added = {"next_sentence": (predicted * (nats_B * weights_B).sum(), predicted * weights_B.sum())}
     return terms._replace(added=terms.added | added, reported={"next_sentence_accuracy": (right_B, weights_B)})
-
-
-class _Given:
-    """A model whose hidden states are computed already."""
-
-    def __init__(self, model: Model, output):
-        self._model, self._output, self.unembedding = model, output, model.unembedding
-
-    def apply(self, variables, *args, method=None, **how):
-        return self._output if method is None else self._model.apply(variables, *args, method=method)
 
 
 def _classification(model: Model, s: Settings, params, batch: dict, key) -> Terms:

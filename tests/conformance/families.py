@@ -17,6 +17,7 @@ import numpy as np
 
 from llm import models
 from llm.models import BertSpec, ClassifierSpec, EncDecSpec, GPTSpec, RNNSpec, T5Spec
+from tests.quick import quick
 
 V, B, T, S = 61, 2, 12, 9  # vocabulary, rows, places of a row and of its source
 
@@ -217,22 +218,6 @@ def parameters(name: str) -> Any:
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def quick_options() -> dict[str, Any]:
-    """Compiler options for programs that run a few times: compiling takes a quarter of the time."""
-    options: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(0.0)
-    except jax.errors.JaxRuntimeError:  # not every jaxlib has the second
-        del options["xla_cpu_use_fusion_emitters"]
-    return options
-
-
-def quick(function: Callable) -> Callable:
-    """`jax.jit`, compiled quickly."""
-    return jax.jit(function, compiler_options=quick_options())
 
 
 class Look(NamedTuple):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from llm.data import ObjectiveSpec, Preparation, batch_at, open_prepared, prepare, sequential
+from llm.data.sources import read_all
 from llm.data.spec import CleanSpec, DataSpec, DedupSpec
 from llm.errors import InputError
 from llm.tokenization.spec import TokenizerSpec
@@ -134,3 +135,21 @@ def test_further_sources_are_read_after_the_first(tmp_path):
                         ObjectiveSpec()),
             tmp_path / "other", quiet=True,
         )  # fmt: skip
+
+
+def test_each_source_has_its_prefix(tmp_path):
+    """Before the first field, whichever it is; what is blank stays blank."""
+    pairs = '{{"text": "{0} text", "target": "{0} target"}}\n{{"text": " ", "target": "no source"}}\n'
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text(pairs.format(name))
+    a, b = (str(tmp_path / f"{name}.jsonl") for name in "ab")
+    of = dict(train=a, more=(b,), prefixes=("first: ", "second: "), packing="whole")
+    for source, text in ((a, "first: a text"), (b, "second: b text")):
+        (found,) = read_all(DataSpec(**of, fields=("text", "target")), source)
+        assert (found.text, found.meta["target"]) == (text, f"{text[-6]} target")
+    found = read_all(DataSpec(**of, fields=("target", "text")), b)[0]
+    assert (found.text, found.meta["target"]) == ("b text", "second: b target")
+    with pytest.raises(InputError, match="1 texts for 2 sources"):
+        DataSpec(train=a, more=(b,), prefixes=("first: ",))
+    with pytest.raises(InputError, match="leave data.validation and data.answer empty"):
+        DataSpec(train=a, more=(b,), prefixes=("first: ", "second: "), validation=a)

@@ -20,7 +20,7 @@ from llm.training import losses, optimizer
 from llm.training.spec import OptimizerSpec
 from llm.training.state import Recipe
 from llm.training.step import train_step
-from tests.conformance.families import quick
+from tests.quick import quick
 
 PATH = pathlib.Path(__file__).with_suffix(".json")
 STEPS = 20
