@@ -29,14 +29,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows at a time; the run's own by default")
     parser.add_argument(
         "--ensemble",
-        default="",
+        action="append",
+        default=[],
         metavar="FOLDER,FOLDER",
-        help="other classifiers of the same data, whose probabilities are averaged with this run's",
+        help="other classifiers of the same data, whose probabilities are averaged with this run's; may stand twice",
     )
     flags = parser.parse_args(argv)
     if flags.batch_size is not None and flags.batch_size < 1:
         parser.error(f"--batch-size={flags.batch_size} must be at least 1")
-    runs = [open_run(name) for name in (flags.workdir, *filter(None, flags.ensemble.split(",")))]
+    runs = [open_run(name) for name in (flags.workdir, *filter(None, ",".join(flags.ensemble).split(",")))]
     _check_ensemble(runs)
     run, kind = runs[0], runs[0].experiment.objective.kind
     scores = _ensemble(runs, flags.batch_size) if len(runs) > 1 else _scores(run, flags.batch_size)

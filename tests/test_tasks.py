@@ -103,8 +103,8 @@ def test_scores_do_not_depend_on_the_batch_size_and_an_ensemble_of_one_model_is_
     np.testing.assert_allclose(again["loss"], summary["validation"]["loss"], rtol=1e-5)
     for a, b in zip(before, records(folder), strict=True):
         np.testing.assert_allclose(a["log_probabilities"], b["log_probabilities"], atol=2e-5)
-    result = verb("evaluate", f"--workdir={folder}", f"--ensemble={folder}")
-    assert result.returncode == 0 and "runs averaged" in result.stdout, result.stderr
+    result = verb("evaluate", f"--workdir={folder}", f"--ensemble={folder},{folder}", f"--ensemble={folder}")
+    assert result.returncode == 0 and "runs averaged  4" in result.stdout, (result.stdout, result.stderr)
     both = json.loads((folder / "ensemble.json").read_text())["validation"]
     np.testing.assert_allclose(both["loss"], again["loss"], rtol=1e-5)
 

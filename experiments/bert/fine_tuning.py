@@ -6,11 +6,13 @@ of runs/bert-pretrain: train that first.
 
 from typing import Any
 
-from llm.config import Config, default_config
+from llm.config import Config, default_config, with_variant
 
 PRETRAINED = "runs/bert-pretrain"
 # Without the pre-trained encoder: its tokenizer is trained anew, on the texts at hand.
 SCRATCH: dict[str, Any] = {"tokenizer.path": "", "training.start_from": ""}
+# Topics are told by their words: there a small encoder beside the bag does best, with words of its own.
+TOPICS = SCRATCH | {"model.layers": 1, "model.width": 64, "model.unroll": 1}
 SMOKE: dict[str, Any] = SCRATCH | {
     "data.row_length": 64,
     "data.buckets": (64,),  # one length, one compilation
@@ -74,3 +76,10 @@ def classifier(train: str, validation: str, row_length: int, buckets: tuple[int,
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.1
     return config
+
+
+def topics(config: Config, variant: str) -> Config:
+    """A small encoder that starts from nothing; the variant `pretrained` leaves the config as it is."""
+    if variant != "pretrained":
+        config = with_variant(config, "own", own=TOPICS)
+    return with_variant(config, variant, smoke=SMOKE, pretrained={})

@@ -1,17 +1,17 @@
-"""R52, fifty-two topics of Reuters news, most of them rare: the pre-trained encoder and a bag of words.
+"""R52, fifty-two topics of Reuters news, most of them rare: a small encoder and a bag of words.
 
 Command:   python -m llm.train --config=experiments/bert/r52.py --workdir=runs/bert-r52
-Needs:     runs/bert-pretrain (experiments/bert/pretrain.py); the variant `scratch` does without
+Needs:     nothing; the variant `pretrained` starts from runs/bert-pretrain (experiments/bert/pretrain.py)
 Hardware:  two CPU cores
 Time:      not measured yet in full
 Score:     not measured yet in full
 """
 
-from experiments.bert.fine_tuning import SCRATCH, SMOKE, classifier
-from llm.config import Config, with_variant
+from experiments.bert.fine_tuning import classifier, topics
+from llm.config import Config
 
 
 def get_config(variant: str = "") -> Config:
-    """The full run; `scratch`, which trains encoder and tokenizer anew; or `smoke`."""
+    """The full run; `pretrained`, the encoder of experiments/bert/pretrain.py fine-tuned; or `smoke`."""
     config = classifier("r52/train", "r52/test", 512, (32, 64, 128, 256, 512), 1000)
-    return with_variant(config, variant, smoke=SMOKE, scratch=SCRATCH)
+    return topics(config, variant)
