@@ -28,8 +28,8 @@ class Run:
     step: int
 
 
-def open_run(name: str) -> Run:
-    """Opens a run's folder.
+def open_run(name: str, values: bool = True) -> Run:
+    """Opens a run's folder; without `values` its parameters are shapes and places alone, and nothing is read of them.
 
     Raises:
         InputError: no such folder, no run in it, data that changed, or no complete checkpoint.
@@ -41,38 +41,50 @@ def open_run(name: str) -> Run:
     mesh = sharding.make_mesh(experiment.mesh)
     model = models.build(experiment.model, prepared.tokenizer.vocab_size, len(prepared.labels))
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed)
-    params, step = restore_params(made_of, experiment.training, mesh, workdir, cli.say_error)
+    params, step = restore_params(made_of, experiment.training, mesh, workdir, cli.say_error, values)
     return Run(workdir, experiment, prepared, model, mesh, params, step)
 
 
-def shared(params: Any, run: Run, say: Callable[[str], None] = print) -> Any:
-    """Fresh parameters with those of another run in place of the ones it has by name; what it lacks stays fresh.
+def matching(params: Any, run: Run) -> dict[str, Any]:
+    """What another run has for parameters, by name; both may be shapes alone.
 
-    A classification head for other classes stays fresh too.
+    A classification head for other classes is not among it.
 
     Raises:
         InputError: nothing has the same name, or a shape differs.
     """
     theirs = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(run.params)}
-    fresh = []
+    found = {}
+    for path, mine in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        if name not in theirs:
+            continue
+        if theirs[name].shape == mine.shape:
+            found[name] = theirs[name]
+        elif not name.startswith("class_head/"):
+            raise InputError(
+                f"training.start_from={run.workdir}: its {name} has shape {theirs[name].shape}, this model's "
+                f"{mine.shape}; give the model the same settings"
+            )
+    if not found:
+        raise InputError(f"training.start_from={run.workdir}: no parameter of it has a name of this model")
+    return found
+
+
+def shared(params: Any, run: Run, say: Callable[[str], None] = print) -> Any:
+    """Fresh parameters with those of another run in place of the ones that `matching` finds; the others stay fresh.
+
+    Raises:
+        InputError: as `matching` does.
+    """
+    found = matching(params, run)
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    fresh = [name for name in names if name not in found]
+    new = f"; new are {', '.join(fresh)}" if fresh else ""
+    say(f"starting from {run.workdir}, step {run.step}: {len(found)} of {len(names)} parameter arrays{new}")
 
     def choose(path, mine):
         name = path_name(path)
-        found = theirs.get(name)
-        if found is not None and found.shape != mine.shape and not name.startswith("class_head/"):
-            raise InputError(
-                f"training.start_from={run.workdir}: its {name} has shape {found.shape}, this model's {mine.shape}; "
-                "give the model the same settings"
-            )
-        if found is None or found.shape != mine.shape:
-            fresh.append(name)
-            return mine
-        return jax.device_put(found, mine.sharding)
+        return jax.device_put(found[name], mine.sharding) if name in found else mine
 
-    chosen = jax.tree_util.tree_map_with_path(choose, params)
-    count = len(jax.tree.leaves(params))
-    if len(fresh) == count:
-        raise InputError(f"training.start_from={run.workdir}: no parameter of it has a name of this model")
-    new = f"; new are {', '.join(fresh)}" if fresh else ""
-    say(f"starting from {run.workdir}, step {run.step}: {count - len(fresh)} of {count} parameter arrays{new}")
-    return chosen
+    return jax.tree_util.tree_map_with_path(choose, params)

@@ -18,8 +18,7 @@ from llm.evaluation.scores import Scorer
 from llm.generation import generate
 from llm.generation.engine import check_lengths
 from llm.generation.prompts import put
-from llm.run_folder import open_run, shared
-from llm.tokenization import Tokenizer
+from llm.run_folder import Run, matching, open_run, shared
 from llm.training import metrics, state
 from llm.training.checkpoint import Checkpoints
 from llm.training.loop import Trained, check_batch, recipe, train
@@ -70,14 +69,18 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     prepared = prepare(experiment.preparation, workdir)
     assert prepared is not None
     _check_classes(prepared)
-    if start is not None and Tokenizer.load(start / "tokenizer.json").fingerprint != prepared.tokenizer.fingerprint:
+    if start is not None and start.prepared.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
         raise InputError(
-            f"training.start_from={start}: its tokenizer is another one; set tokenizer.path={start / 'tokenizer.json'}"
+            f"training.start_from={start.workdir}: its tokenizer is another one; set "
+            f"tokenizer.path={start.workdir / 'tokenizer.json'}"
         )
     model = models.build(experiment.model, prepared.tokenizer.vocab_size, len(prepared.labels))
     prompts = _prompts(experiment, prepared, model)
     logging.getLogger("llm").setLevel(logging.INFO)  # which attention "auto" is, and why
-    state.check_mesh(recipe(model, experiment.training, experiment.optimizer, experiment.objective, 0), mesh)
+    made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, 0)
+    state.check_mesh(made_of, mesh)
+    if start is not None:
+        matching(state.abstract(made_of, mesh).params, start)
     # All that can be refused has been: only now the folder becomes this experiment's.
     if not (workdir / "config.json").is_file():
         config.save(experiment, workdir / "config.json")
@@ -100,7 +103,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             mesh,
             workdir,
             validate=lambda params: scorer.loss(params, experiment.training.validation_rows),
-            initial=lambda params: params if start is None else shared(params, open_run(str(start))),
+            initial=lambda params: params if start is None else shared(params, open_run(str(start.workdir))),
         )
         summary = _finish(experiment, prepared, prompts, model, scorer, trained, workdir)
     shown = ("loss", "accuracy")  # looked at along the run too
@@ -110,19 +113,18 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     _report(summary, workdir)
 
 
-def _start(experiment: config.Experiment, workdir: pathlib.Path) -> pathlib.Path | None:
-    """The folder of the run whose parameters a new one starts from; None where none is named, or needed any more.
+def _start(experiment: config.Experiment, workdir: pathlib.Path) -> Run | None:
+    """The run that a new one starts from, without its parameters' values; None where none is named, or needed any more.
 
     Raises:
-        InputError: it is no folder of a run.
+        InputError: there is no such folder, or no trained run in it.
     """
-    name, start = experiment.training.start_from, pathlib.Path(experiment.training.start_from)
+    name = experiment.training.start_from
     if not name or Checkpoints(workdir / "checkpoints", 1, lambda _: None).latest() is not None:
         return None
-    if not start.is_dir():
+    if not pathlib.Path(name).is_dir():
         raise InputError(f"training.start_from={name}: there is no such folder; train that run first")
-    config.read(start / "config.json")
-    return start
+    return open_run(name, values=False)
 
 
 def _refuse_other_config(experiment: config.Experiment, workdir: pathlib.Path) -> None:

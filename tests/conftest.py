@@ -15,8 +15,8 @@ if not ON_DEVICE and "PYTEST_XDIST_WORKER" not in os.environ:
 # The Mosaic GPU interpreter blocks a thread of XLA for every warpgroup that waits; the others need some to go on.
 os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
-# Programs here are compiled to run a few times: with all of XLA's optimizations the suite takes half as long again. The
-# smokes of `.ci/run` are compiled as users' programs are, and so is what takes `tests.quick.optimized`.
+# Programs here are compiled to run a few times, and compiling takes most of the suite's time. The smokes of `.ci/run`
+# are compiled as users' programs are, and so is what takes `tests.quick.optimized`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 

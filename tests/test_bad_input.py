@@ -25,6 +25,7 @@ QUICK = "--config=experiments/quickstart.py:smoke"
         (["--config.model.attention=flash"], ["model.attention='flash'", "blockwise"]),
         (["--config.mesh.data=3"], ["data=3", "does not fit 1 devices"]),
         (["--config.training.batch_size=3", "--config.mesh.cpu_devices=2"], ["batch_size=3 is not a multiple"]),
+        (["--config.data.prefixes=(a,b)"], ["data.prefixes=('a', 'b'): 2 texts for 1 sources"]),
         (["--config.data.train=nowhere"], ["there is no corpus 'nowhere'", "austen"]),
     ],
 )

@@ -115,6 +115,18 @@ def test_a_translation_memory(tmp_path, target, score):
         peers.read_prepared(tmp_path, "classification")
 
 
+def test_a_translation_finds_its_source_by_what_is_alike():
+    train = [Example((source, target)) for source, target in PAIRS.items()]
+    told = [Example(("Firefox 3", "Firefox 3 starten")), Example(("Linux", "Unter Linux"))]
+    assert peers.retrieve(train + told, told) == {"recall_at_1": 1.0, "mean_reciprocal_rank": 1.0}
+    # The second target is most like the first source, the first like its own.
+    mixed = [told[0], Example(("Linux", "Firefox 3"))]
+    assert peers.retrieve(train + told, mixed) == {"recall_at_1": 0.5, "mean_reciprocal_rank": 0.75}
+    # Nothing alike: a tie, which counts against it.
+    alien = [Example(("ab", "xy")), Example(("cd", "zw"))]
+    assert peers.retrieve(train + told, alien)["mean_reciprocal_rank"] == 0.5
+
+
 def test_of_chinese_characters_are_scored():
     train = [Example(("Open the file", "打开这个文件吧")), Example(("Close it", "关闭"))]
     row = peers.translate(train, [Example(("Open this file", "打开那个文件吧"))])

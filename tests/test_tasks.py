@@ -1,6 +1,7 @@
 """Every family and objective from text to scores, launched as a user launches them, and what they refuse."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -118,6 +119,10 @@ def test_a_start_that_does_not_fit_is_refused(pretrained, fine_tuned, data, tmp_
     path = f"tokenizer.path={pretrained[0]}/tokenizer.json"
     wide = verb("train", *flags("fine_tune", data, tmp_path / "b", start, path, "model.width=32"))
     assert_refused_last(wide, "has shape", "give the model the same settings")
+    assert not (tmp_path / "b" / "config.json").exists()  # the folder is free for the right settings
+    cut = shutil.copytree(pretrained[0], tmp_path / "cut", ignore=shutil.ignore_patterns("checkpoints"))
+    cut_off = verb("train", *flags("fine_tune", data, tmp_path / "d", f"training.start_from={cut}", path))
+    assert_refused(cut_off, "cut holds no complete checkpoint")
     nowhere = verb("train", *flags("fine_tune", data, tmp_path / "c", "training.start_from=nowhere"))
     assert_refused(nowhere, "training.start_from=nowhere: there is no such folder")
 

@@ -6,7 +6,8 @@ of runs/bert-pretrain: train that first.
 
 from typing import Any
 
-from llm.config import Config, default_config, with_variant
+from experiments.bert.small import small_bert
+from llm.config import Config, with_variant
 
 PRETRAINED = "runs/bert-pretrain"
 # Without the pre-trained encoder: its tokenizer is trained anew, on the texts at hand.
@@ -28,7 +29,7 @@ SMOKE: dict[str, Any] = SCRATCH | {
 }
 
 
-def classifier(train: str, validation: str, row_length: int, buckets: tuple[int, ...], epochs_of_steps: int) -> Config:
+def classifier(train: str, validation: str, row_length: int, buckets: tuple[int, ...], steps: int) -> Config:
     """The config of one corpus.
 
     Args:
@@ -36,13 +37,12 @@ def classifier(train: str, validation: str, row_length: int, buckets: tuple[int,
         validation: its test set, or "" for a tenth of it.
         row_length: the longest text, for the bag.
         buckets: lengths that batches are padded to.
-        epochs_of_steps: steps of the run.
+        steps: steps of the run.
     """
-    config = default_config("bert")
+    config = small_bert()
     config.data.train = train
     config.data.validation = validation
     config.data.label = "label"
-    config.data.packing = "whole"
     config.data.row_length = row_length
     config.data.buckets = buckets
     config.tokenizer.kind = "wordpiece"
@@ -51,29 +51,19 @@ def classifier(train: str, validation: str, row_length: int, buckets: tuple[int,
     config.tokenizer.path = f"{PRETRAINED}/tokenizer.json"
     config.objective.kind = "classification"
 
-    config.model.context = 128
-    config.model.layers = 2
-    config.model.width = 128
-    config.model.heads = 2
-    config.model.pre_norm = True
     config.model.pooling = "mean"
     config.model.bag = 30.0
     config.model.dropout = 0.1
-    config.model.attention_dropout = 0.0
-    config.model.unroll = 2
 
     config.training.start_from = PRETRAINED
-    config.training.steps = epochs_of_steps
+    config.training.steps = steps
     config.training.batch_size = 32
-    config.training.validate_every = max(epochs_of_steps // 5, 1)
+    config.training.validate_every = max(steps // 5, 1)
     config.training.validation_rows = 512
-    config.training.checkpoint_every = epochs_of_steps
+    config.training.checkpoint_every = steps
     config.evaluation.batch_size = 64
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 50
-    config.optimizer.schedule = "linear"
-    config.optimizer.final_fraction = 0.0
-    config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.1
     return config
 

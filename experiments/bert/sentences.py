@@ -10,15 +10,15 @@ Score:     not measured yet in full
 """
 
 from experiments.bert.fine_tuning import SMOKE
-from llm.config import Config, default_config, with_variant
+from experiments.bert.small import small_bert
+from llm.config import Config, with_variant
 
 
 def get_config(variant: str = "") -> Config:
     """The full run, or `smoke`: its first pairs, a few steps."""
-    config = default_config("bert")
+    config = small_bert()
     config.data.train = "libreoffice_en_de"
     config.data.fields = ("text", "target")
-    config.data.packing = "whole"
     config.data.row_length = 64
     config.data.buckets = (8, 16, 32, 64)
     config.data.validation_fraction = 0.05
@@ -27,13 +27,7 @@ def get_config(variant: str = "") -> Config:
     config.objective.kind = "contrastive"
 
     config.model.context = 64
-    config.model.layers = 2
-    config.model.width = 128
-    config.model.heads = 2
-    config.model.pre_norm = True
     config.model.dropout = 0.1
-    config.model.attention_dropout = 0.0
-    config.model.unroll = 2
 
     config.training.steps = 1500
     config.training.batch_size = 128  # each text against 127 others
@@ -43,8 +37,5 @@ def get_config(variant: str = "") -> Config:
     config.evaluation.batch_size = 128
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
-    config.optimizer.schedule = "linear"
-    config.optimizer.final_fraction = 0.0
-    config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.1
     return with_variant(config, variant, smoke=SMOKE | {"data.max_documents": 300, "tokenizer.vocab_size": 500})

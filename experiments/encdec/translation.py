@@ -1,4 +1,7 @@
-"""What the translations have in common: the Transformer as published (post-norm, sinusoids, one table), made small."""
+"""What the translations have in common: the Transformer as published (post-norm, sinusoids, one table), made small.
+
+experiments/t5/translations.py takes the T5 in its place.
+"""
 
 from typing import Any
 
@@ -20,9 +23,9 @@ SMOKE: dict[str, Any] = {
 }
 
 
-def translation(corpus: str, language: str) -> Config:
-    """The config of a corpus of pairs whose second field is of a language."""
-    config = default_config("encdec")
+def translation(corpus: str, language: str, family: str = "encdec") -> Config:
+    """The config of a corpus of pairs whose second field is of a language, by an encoder-decoder of a family."""
+    config = default_config(family)
     config.data.train = corpus
     config.data.fields = ("text", "target")
     config.data.packing = "whole"

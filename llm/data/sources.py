@@ -122,9 +122,12 @@ def read(unit: Unit, spec: DataSpec, on_bad: OnBad = lambda *_: None) -> Iterato
 
 def _prefixed(document: Document, field: str, prefix: str) -> Document:
     """The document with a prefix before a field of it; what is blank stays so, and is dropped later."""
-    if field != "text":
-        return dataclasses.replace(document, meta=document.meta | {field: prefix + document.meta[field]})
-    return dataclasses.replace(document, text=prefix + document.text) if document.text.strip() else document
+    before = document.text if field == "text" else document.meta[field]
+    if not before.strip():
+        return document
+    if field == "text":
+        return dataclasses.replace(document, text=prefix + before)
+    return dataclasses.replace(document, meta=document.meta | {field: prefix + before})
 
 
 def _documents(unit: Unit, spec: DataSpec, on_bad: OnBad) -> Iterator[Document]:

@@ -195,8 +195,9 @@ def restore_params(
     mesh: jax.sharding.Mesh,
     workdir: pathlib.Path,
     say: Callable[[str], None] = print,
+    values: bool = True,
 ):
-    """(parameters, step) of the newest complete checkpoint of a run.
+    """(parameters, step) of the newest complete checkpoint of a run; without `values` shapes and places alone.
 
     Raises:
         InputError: there is none.
@@ -205,7 +206,8 @@ def restore_params(
     step = checkpoints.latest()
     if step is None:
         raise InputError(f"{workdir} holds no complete checkpoint: train it first")
-    return checkpoints.restore(step, states.abstract(made_of, mesh)).params, step
+    target = states.abstract(made_of, mesh)
+    return (checkpoints.restore(step, target) if values else target).params, step
 
 
 def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dict) -> pathlib.Path:

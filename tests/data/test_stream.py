@@ -1,5 +1,7 @@
 """Rows that follow the text: streams for models that carry a state, and the row before as the source."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -139,16 +141,33 @@ def test_further_sources_are_read_after_the_first(tmp_path):
 
 def test_each_source_has_its_prefix(tmp_path):
     """Before the first field, whichever it is; what is blank stays blank."""
-    pairs = '{{"text": "{0} text", "target": "{0} target"}}\n{{"text": " ", "target": "no source"}}\n'
     for name in "ab":
-        (tmp_path / f"{name}.jsonl").write_text(pairs.format(name))
+        pairs = [{"text": f"{name} {n}", "target": f"{name}{n} target"} for n in range(30)]
+        lines = map(json.dumps, [*pairs, {"text": " ", "target": "no source"}])
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     a, b = (str(tmp_path / f"{name}.jsonl") for name in "ab")
-    of = dict(train=a, more=(b,), prefixes=("first: ", "second: "), packing="whole")
-    for source, text in ((a, "first: a text"), (b, "second: b text")):
-        (found,) = read_all(DataSpec(**of, fields=("text", "target")), source)
-        assert (found.text, found.meta["target"]) == (text, f"{text[-6]} target")
-    found = read_all(DataSpec(**of, fields=("target", "text")), b)[0]
-    assert (found.text, found.meta["target"]) == ("b text", "second: b target")
+    of = dict(train=a, more=(b,), prefixes=("first: ", "second: "), packing="whole", row_length=32)
+    pair = DataSpec(**of, fields=("text", "target"))
+    for source, text in ((a, "first: a"), (b, "second: b")):
+        found = read_all(pair, source)
+        assert [d.text for d in found] == [f"{text} {n}" for n in range(30)]
+        assert found[7].meta["target"] == f"{text[-1]}7 target"
+    (turned,) = [d for d in read_all(DataSpec(**of, fields=("target", "text")), b) if d.text == "b 7"]
+    assert turned.meta["target"] == "second: b7 target"
+
+    made = prepare(
+        Preparation(pair, CleanSpec(), DedupSpec(), TokenizerSpec(kind="bytes", vocab_size=257),
+                    ObjectiveSpec(kind="seq2seq")),
+        tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    assert made is not None and len(made.train) + len(made.validation) == 60
+    read = set()
+    for side in (made.train, made.validation):
+        batch = side.rows(np.arange(len(side)), 0, np.int64(0))
+        for row, seen in zip(batch["source_tokens"], batch["source_segments"]):
+            read.add(made.tokenizer.decode(row[(seen != 0) & (row != made.tokenizer.end_of_text)].tolist()))
+    assert read == {f"{text} {n}" for text in ("first: a", "second: b") for n in range(30)}
+
     with pytest.raises(InputError, match="1 texts for 2 sources"):
         DataSpec(train=a, more=(b,), prefixes=("first: ",))
     with pytest.raises(InputError, match="leave data.validation and data.answer empty"):
