@@ -13,6 +13,9 @@ for, by the cosine of tf-idf vectors of one to five characters. BLEU and chrF of
 characters was chosen on a part of the training pairs, BLEU being two points lower for words. The same vectors also
 say how well a translation finds its source among all of them, without a word of translation.
 
+Reading, only with --all: the questions of "austen_names/test" are answered with a name of their text, the one that
+stands there most often (of equals the last), the last one, or the last one that the question does not hold itself.
+
 A prepared folder holds token ids, which a tokenizer that lowers case cannot turn back into the text. So the sources are
 read and cleaned again, the documents of `removed.jsonl` are left out and the rest is split again. Then every text is
 encoded and held against the ids in its shard, and every label against the one there: what is scored are the examples of
@@ -22,6 +25,7 @@ the prepared folder, all of them, in its order. Peers read whole texts, models w
 benchmarks/results/peers.json.
 """
 
+import collections
 import dataclasses
 import importlib.metadata
 import itertools
@@ -39,7 +43,18 @@ from sklearn.naive_bayes import MultinomialNB
 from sklearn.svm import LinearSVC
 
 from llm import cli
-from llm.data import CleanSpec, Dataset, DataSpec, DedupSpec, Execution, ObjectiveSpec, Prepared, open_prepared, prepare
+from llm.data import (
+    CleanSpec,
+    Dataset,
+    DataSpec,
+    DedupSpec,
+    Execution,
+    ObjectiveSpec,
+    Prepared,
+    cloze,
+    open_prepared,
+    prepare,
+)
 from llm.data.clean import stages
 from llm.data.dedup import document_stages
 from llm.data.documents import Document, Tally, apply
@@ -47,11 +62,13 @@ from llm.data.sources import read, read_all, units
 from llm.data.split import SPLITS, TRAIN, VALIDATION, held_out
 from llm.errors import InputError
 from llm.evaluation.classification import classification_scores
+from llm.evaluation.spans import answer_scores
 from llm.evaluation.translation import translation_scores
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = pathlib.Path(__file__).parent / "results" / "peers.json"
-CLASSIFICATION, TRANSLATION = "classification", "translation"
+CLASSIFICATION, TRANSLATION, READING = "classification", "translation", "reading"
+QUESTIONS = "austen_names/test"
 CORPORA = {
     "r8": CLASSIFICATION, "r52": CLASSIFICATION, "newsgroups": CLASSIFICATION, "movie_reviews": CLASSIFICATION,
     "chinese_reviews": CLASSIFICATION, "libreoffice_de": TRANSLATION, "libreoffice_zh": TRANSLATION,
@@ -236,6 +253,25 @@ def retrieve(train: Sequence[Example], test: Sequence[Example]) -> dict[str, flo
     }
 
 
+def read_names() -> dict[str, float]:
+    """Exact match, in 0..1, of three ways to choose a name of the text without understanding it."""
+    (novel,) = (d for d in read_all(DataSpec(), "austen") if d.id.startswith(cloze.HELD_OUT))
+    mention = cloze.mentions(novel.text)
+    assert mention is not None
+    answers: dict[str, list[str]] = {"most frequent": [], "last": [], "last, not in the question": []}
+    right = []
+    for document in read_all(DataSpec(), QUESTIONS):
+        named = [found[0] for found in mention.finditer(document.text)]
+        backwards = collections.Counter(reversed(named))  # of equals the first met, which stood last
+        asked_in = mention.findall(document.meta["question"])
+        answers["most frequent"].append(backwards.most_common(1)[0][0])
+        answers["last"].append(named[-1])
+        answers["last, not in the question"].append(next((n for n in reversed(named) if n not in asked_in), named[-1]))
+        right.append([document.meta["answer"]["text"]])
+    scores = {name: answer_scores(given, right).exact_match for name, given in answers.items()}
+    return {name: round(score, 4) for name, score in scores.items()}
+
+
 def measure(examples: dict[str, list[Example]], kind: str) -> dict[str, Any]:
     """How many examples there are, and the scores of the peers of this kind."""
     train, test = examples[TRAIN], examples[VALIDATION]
@@ -283,6 +319,7 @@ def measure_all() -> dict[str, Any]:
         workdir = cli.writable_workdir(str(ROOT / "runs" / name))
         prepare(spec, workdir, execution=Execution(workers=os.cpu_count() or 1))
         found[kind][name] = measure(read_prepared(workdir, kind), kind)
+    found[READING] = read_names()
     for name, corpus in RAW.items():
         found["raw"][name] = measure(read_raw(corpus), CLASSIFICATION)
     return found
@@ -310,6 +347,7 @@ def main(argv: list[str]) -> None:
         ("Translation memory", TRANSLATION, TRANSLATION),
     ):  # fmt: skip
         print(f"\n{title}\n\n{table(found[part], kind)}")
+    print(f"\nReading\n\n{', '.join(f'{name} {score:.4f}' for name, score in found[READING].items())}")
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"\n-> {RESULTS.relative_to(ROOT)}")
 

@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> Config:
     config.model.dropout = 0.1
     config.model.unroll = 2
 
-    config.training.steps = 2200
+    config.training.steps = 1500
     config.training.batch_size = 16
     config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 0.1

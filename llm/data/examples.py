@@ -209,16 +209,20 @@ def classification(examples, labels, length: int, spec: ObjectiveSpec, specials:
 def span_qa(examples, labels, length: int, spec: ObjectiveSpec, specials: Specials, rngs: Rngs) -> Batch:
     """Where the answer to the question, the first field, stands in the context, the second.
 
-    Labels are the first and the last token of the answer, counted in the context; (-1, -1) says that there is none, and
-    becomes place 0. The question keeps up to half of the room, more where the context leaves it; the context keeps its
-    head, and an answer that is cut off has weight 0. Windows over a long context are examples of their own.
+    Labels are the first and the last token of the answer, counted in the context, and the number of the window over
+    the context, which is an example of its own. (-1, -1) says that there is no answer, and becomes place 0. The
+    question keeps up to half of the room, more where the context leaves it; the context keeps its head, and an answer
+    that is cut off has weight 0.
 
     Raises:
         InputError: labels that are no span of the context.
     """
     labels = np.asarray(labels)
-    if labels.ndim != 2 or labels.shape[1] < 2:
-        raise InputError("objective.kind='span_qa' needs two labels an example: first and last token of the answer")
+    if labels.ndim != 2 or labels.shape[1] != 3:
+        raise InputError(
+            "objective.kind='span_qa' needs three labels an example: first and last token of the answer, and the "
+            "window's number; prepare the data anew"
+        )
     rows, spans, weights = [], np.zeros((len(examples), 2), np.int32), np.ones(len(examples), np.float32)
     for number, example in enumerate(examples):
         question, context = example
@@ -232,7 +236,9 @@ def span_qa(examples, labels, length: int, spec: ObjectiveSpec, specials: Specia
     offsets = np.array([context for _, context in places], np.int32)
     found = (weights > 0) & (spans[:, 0] >= 0)
     spans = np.where(found[:, None], spans + offsets[:, None], 0).astype(np.int32)
-    return batch | {"starts": spans[:, 0], "ends": spans[:, 1], "offsets": offsets, "weights": weights}
+    windows = labels[:, 2].astype(np.int32)
+    places = {"starts": spans[:, 0], "ends": spans[:, 1], "offsets": offsets}
+    return batch | places | {"windows": windows, "weights": weights}
 
 
 def contrastive(examples, labels, length: int, spec: ObjectiveSpec, specials: Specials, rngs: Rngs) -> Batch:

@@ -16,6 +16,7 @@ Its keys; B rows, T places of the row, S places of the source. An objective give
     label_weights     (B,) float32    how much each label counts, where `weights` are those of places
     starts, ends      (B,) int32      the first and the last place of the answer
     offsets           (B,) int32      the place of the context's first token
+    windows           (B,) int32      0 where a question begins, 1, 2, ... at further windows over its context
     continues         (B,) int32      1 where a row goes on from the same row of the batch before, else 0
 
 Which of them each objective gives:
@@ -27,7 +28,7 @@ Which of them each objective gives:
     seq2seq           the same
     continuation      the same
     classification    tokens segments positions types labels weights (B,)
-    span_qa           tokens segments positions types starts ends offsets weights (B,)
+    span_qa           tokens segments positions types starts ends offsets windows weights (B,)
     contrastive       tokens segments positions, source_*, weights (B,)
 
 What does not count has weight 0, and a target or label that is an id all the same (0 but where a packed row has its

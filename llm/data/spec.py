@@ -38,7 +38,8 @@ class DataSpec:
             ("question", "text").
         label: the record key of an example's class; "" for none.
         answer: for questions, the record key of the answer in the text: {"text": ..., "start": character}, or null
-            where there is none. A text longer than a row is cut into overlapping windows, each an example.
+            where there is none. A text longer than a row is cut into overlapping windows, each an example; the best
+            scored of them gives the answer.
         on_error: what to do with a record that cannot be read: "stop", or "skip", which counts it and keeps it aside.
         unit_bytes: input that is one piece of work and makes one shard a split; smaller ones occupy more workers, and
             corpora beyond 100 GB want larger ones, since every shard is mapped into memory.

@@ -180,21 +180,33 @@ class Scorer:
         return Scores(found | {"exact_match": float(np.mean(exact))}, records)
 
     def _answers(self, params) -> Scores:
-        """The best span of every row, held against the right one as the tokenizer writes both."""
+        """The best span of every question, of all windows over its text, held against the right one.
+
+        Both as the tokenizer writes them; a question has no answer where no window has one.
+        """
         tokenizer = self._prepared.tokenizer
-        records = []
+        records: list[dict[str, Any]] = []
+        best = 0.0
         for batch, real in self._batches():
             starts, ends = jax.device_get(self._heads["spans"](params, put_batch(self._mesh, batch)))
-            fields = (batch[name][:real] for name in ("tokens", "segments", "types", "offsets", "starts", "ends"))
-            for row, (tokens, segments, types, offset, first, last) in enumerate(zip(*fields)):
+            names = ("tokens", "segments", "types", "offsets", "starts", "ends", "windows")
+            fields = (batch[name][:real] for name in names)
+            for row, (tokens, segments, types, offset, first, last, window) in enumerate(zip(*fields)):
                 # The context's tokens are of the second field; what closes it is no part of an answer.
-                length = int(((types == 1) & (segments != 0)).sum()) - (self._prepared.tokenizer.sep is not None)
+                length = int(((types == 1) & (segments != 0)).sum()) - (tokenizer.sep is not None)
                 span = best_span(
                     starts[row : row + 1], ends[row : row + 1], [offset], [length], self._spec.answer_tokens
                 )[0]
-                right = tokenizer.decode(tokens[first : last + 1].tolist()) if first else ""
-                given = "" if span is None else tokenizer.decode(tokens[span.start : span.end + 1].tolist())
-                records.append({"example": len(records), "answer": right, "prediction": given})
+                if window == 0 or not records:
+                    records.append({"example": len(records), "answer": "", "prediction": "", "windows": 0})
+                    best = 0.0
+                record = records[-1]
+                record["windows"] += 1
+                if first:
+                    record["answer"] = tokenizer.decode(tokens[first : last + 1].tolist())
+                if span is not None and span.score > best:
+                    best = span.score
+                    record["prediction"] = tokenizer.decode(tokens[span.start : span.end + 1].tolist())
         found = dataclasses.asdict(answer_scores([r["prediction"] for r in records], [[r["answer"]] for r in records]))
         for record, exact, f1 in zip(records, found.pop("exact_match_each"), found.pop("f1_each")):
             record.update(exact_match=exact, f1=f1)

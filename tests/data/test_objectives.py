@@ -355,20 +355,20 @@ def test_pairs_of_sentences():
 
 def test_answers_in_contexts():
     question, context = [10, 11], [20, 21, 22, 23]
-    labels = [[1, 2], [0, 3], [-1, -1], [0, 0]]
+    labels = [[1, 2, 0], [0, 3, 1], [-1, -1, 0], [0, 0, 0]]
     batch = unpack("span_qa", [(question, context)] * 4, labels=labels, length=8)
     # [CLS] 10 11 [SEP] 20 21 22 [SEP]: the last token of the context is cut.
     assert batch["tokens"][0].tolist() == [CLS, 10, 11, SEP, 20, 21, 22, SEP]
     assert batch["starts"].tolist() == [5, 0, 0, 4] and batch["ends"].tolist() == [6, 0, 0, 4]
     assert batch["weights"].tolist() == [1, 0, 1, 1] and batch["offsets"].tolist() == [4] * 4
-    assert batch["tokens"][0, 5:7].tolist() == context[1:3]
-    plain = unpack("span_qa", [(question, context)], labels=[[3, 3]], length=9, specials=GPT)
+    assert batch["tokens"][0, 5:7].tolist() == context[1:3] and batch["windows"].tolist() == [0, 1, 0, 0]
+    plain = unpack("span_qa", [(question, context)], labels=[[3, 3, 0]], length=9, specials=GPT)
     assert plain["tokens"][0, plain["starts"][0]] == 23
     for wrong in ([2, 1], [0, 4], [-1, 2]):
         with pytest.raises(InputError, match="starts, row 0.*no span of a context of 4"):
-            unpack("span_qa", [(question, context)], labels=[wrong])
-    with pytest.raises(InputError, match="two labels"):
-        unpack("span_qa", [(question, context)], labels=[[1]])
+            unpack("span_qa", [(question, context)], labels=[[*wrong, 0]])
+    with pytest.raises(InputError, match="three labels"):
+        unpack("span_qa", [(question, context)], labels=[[1, 1]])
 
 
 def test_contrastive_pairs():
@@ -389,7 +389,7 @@ def test_longest_is_the_shortest_length_that_cuts_nothing(specials):
             needed = longest(ObjectiveSpec(kind), sizes, specials)
             for row, size in enumerate(sizes):
                 example = [tuple(np.full(n, 10 + i) for i, n in enumerate(size))]
-                labels = [[0, 0]]
+                labels = [[0, 0, 0]]
 
                 def places(length, kind=kind, example=example, labels=labels):
                     if kind == "span_corruption":  # draws spans, of no matter for what is read
@@ -404,8 +404,8 @@ def test_a_host_without_examples_has_the_same_keys():
     for kind in UNPACKED:
         pairs = dict(next_sentence=True) if kind == "masked" else {}
         example = ([10, 11],) if kind in ("span_corruption", "classification") else ([10, 11], [12, 13])
-        some = unpack(kind, [example], [[0, 0]], others=[example] if pairs else None, **pairs)
-        none = unpack(kind, [], np.zeros((0, 2), int), others=[] if pairs else None, **pairs)
+        some = unpack(kind, [example], [[0, 0, 0]], others=[example] if pairs else None, **pairs)
+        none = unpack(kind, [], np.zeros((0, 3), int), others=[] if pairs else None, **pairs)
         assert {k: v.shape[1:] for k, v in some.items()} == {k: v.shape[1:] for k, v in none.items()}
 
 

@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from llm.data import cache, packaged, packages, sources
+from llm.data import cache, cloze, packaged, packages, sources
 from llm.data.spec import DataSpec
 from tests.data.test_sources import stops
 
@@ -233,4 +233,39 @@ def test_the_table():
     rows = packaged.describe()
     assert {row["name"] for row in rows} >= {"austen", "r8/train", "spam_assassin/ham", "libreoffice_en_zh"}
     assert all(row["documents"] and row["characters"] and row["licence"] and row["package"] for row in rows)
-    assert all(len(corpus.archive.sha256) == 64 for corpus in packaged.CORPORA.values())
+    assert all(len(corpus.archive.sha256) == 64 for corpus in packaged.CORPORA.values() if corpus.archive)
+
+
+def test_questions_to_the_novels(tmp_path, monkeypatch):
+    """Made of the embedded novels without a network: the answer stands in the text, and no longer in the question."""
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(packaged, "fetch", None)
+    names = {novel.id: cloze.mentions(novel.text) for novel in sources.read_all(DataSpec(), "austen")}
+    for part in ("train", "test"):
+        documents = sources.read_all(DataSpec(), f"austen_names/{part}")
+        assert len(documents) == packaged.CORPORA["austen_names"].documents[part]
+        novels = {document.id.partition(":")[0] for document in documents}
+        assert novels == ({"persuasion"} if part == "test" else set(names) - {"persuasion"})
+        for document in documents:
+            question, answer = document.meta["question"], document.meta["answer"]
+            assert document.text[answer["start"] :].startswith(answer["text"])
+            mentioned = names[document.id.partition(":")[0]].findall(question)
+            assert cloze.BLANK in question and answer["text"] not in mentioned
+            assert len(document.text.split()) <= cloze.CONTEXT_WORDS
+
+
+def test_names_are_asked_for_where_the_text_before_tells_them():
+    made = "Then Anna met Mr. Bell in Rome. " * 10  # names: ten times inside a sentence
+    text = f"""{made}
+
+Anna saw Mr. Bell, who saw Anna first. It rained. The friend of Mr. Bell went away with Anna and Rome."""
+    *_, last = cloze.questions(text)
+    assert last["question"] == "The friend of Mr. Bell went away with Anna and _."
+    asked = [found for found in cloze.questions(text) if found["question"].startswith("The friend of")]
+    assert [found["answer"]["text"] for found in asked] == ["Anna", "Mr. Bell", "Rome"]
+    context = asked[0]["text"]
+    assert context.endswith("It rained.") and asked[0]["answer"]["start"] == context.rindex("Anna")
+    assert [found["question"] for found in asked][1] == "The friend of _ went away with Anna and Rome."
+    assert not list(cloze.questions("it rained all day. " * 50)) and not list(cloze.questions(""))
+    # One name alone can only be the answer: that is no question.
+    assert not list(cloze.questions("Then she went to Anna again. " * 20))

@@ -7,6 +7,12 @@ import sys
 import numpy as np
 import pytest
 
+from llm import models, sharding
+from llm.data import ObjectiveSpec, Preparation, prepare
+from llm.data.spec import CleanSpec, DataSpec, DedupSpec
+from llm.evaluation.scores import Scorer
+from llm.evaluation.spec import EvaluationSpec
+from llm.tokenization.spec import TokenizerSpec
 from tests.helpers import ROOT, environment
 
 PROGRAM = """
@@ -76,3 +82,48 @@ def test_scores_are_those_of_one_device_and_another_batch_size(texts):
     assert many["classification"]["numbers"]["confusion"] == labelled["numbers"]["confusion"]
     assert np.sum(labelled["numbers"]["confusion"]) == labelled["rows"]
     assert many["causal"]["numbers"]["tokens"] == one["causal"]["numbers"]["tokens"]
+
+
+def test_the_best_of_a_questions_windows_answers_it(tmp_path):
+    """A long text is read in windows, across batches; the highest score of all of them is the one answer."""
+    texts = {
+        "first": ["best"] + ["so"] * 30 + ["good"],
+        "last": ["good"] + ["so"] * 30 + ["best"],
+        "short": ["good", "so"],
+        "nowhere": ["so"] * 40,
+    }
+    with (tmp_path / "texts.jsonl").open("w") as file:
+        for name, words in texts.items():
+            text = " ".join(words)
+            answer = {"text": "best", "start": text.index("best")} if "best" in words else None
+            file.write(json.dumps({"id": name, "question": f"which {name}", "text": text, "answer": answer}) + "\n")
+    learned = {"question": "which", "text": "so good is the best", "answer": None}
+    (tmp_path / "learned.jsonl").write_text(json.dumps(learned) + "\n")
+    data = DataSpec(
+        train=str(tmp_path / "learned.jsonl"), validation=str(tmp_path / "texts.jsonl"), fields=("question", "text"),
+        answer="answer", packing="whole", row_length=20,
+    )  # fmt: skip
+    preparation = Preparation(
+        data, CleanSpec(), DedupSpec(), TokenizerSpec(kind="wordpiece", vocab_size=80), ObjectiveSpec("span_qa")
+    )
+    prepared = prepare(preparation, tmp_path / "run", say=lambda *_: None, quiet=True)
+    good, best = (prepared.tokenizer.encode(word)[0] for word in ("good", "best"))
+
+    def score(params, batch):
+        """Logits of both ends: 2 for "good", 3 for "best", 1 for no answer."""
+        tokens_BT = np.asarray(batch["tokens"])
+        logits_BT = 2.0 * (tokens_BT == good) + 3.0 * (tokens_BT == best)
+        logits_BT[:, 0] = 1.0
+        return logits_BT, logits_BT
+
+    model = models.build(models.BertSpec(context=20, layers=1, width=8, heads=2), prepared.tokenizer.vocab_size, 0)
+    mesh = sharding.make_mesh(sharding.MeshSpec())
+    found = []
+    for batch_size in (1, 3, 16):
+        scorer = Scorer(model, "span_qa", prepared, EvaluationSpec(batch_size=batch_size), None, mesh)
+        scorer._heads["spans"] = score
+        found.append(scorer._answers(None))
+    assert found[0].numbers == found[1].numbers == found[2].numbers
+    by_answer = [(r["answer"], r["prediction"], r["windows"] > 1) for r in found[0].records]
+    assert by_answer == [("best", "best", True), ("best", "best", True), ("", "good", False), ("", "", True)]
+    assert found[0].numbers["exact_match"] == 0.75
