@@ -20,7 +20,7 @@ SEEN = 10  # a word is a name if it stands so often inside sentences with a capi
 
 _TITLES = ("Admiral", "Captain", "Colonel", "Dr", "Lady", "Lord", "Miss", "Mr", "Mrs", "Sir")
 _SHORT = "".join(rf"(?<!\b{word}\.)" for word in ("Mr", "Mrs", "Dr", "St", "Esq", "Hon"))
-_SENTENCE_END = re.compile(rf"{_SHORT}(?<=[.!?])(?:(?<=.)|\")\s+(?=[\"A-Z])|(?<=[.!?]\")\s+(?=[\"A-Z])")
+_SENTENCE_END = re.compile(rf"(?:{_SHORT}(?<=[.!?])|(?<=[.!?]\"))\s+(?=[\"A-Z])")
 
 
 def novels(folder: pathlib.Path) -> Iterator[Part]:
@@ -35,7 +35,7 @@ def novels(folder: pathlib.Path) -> Iterator[Part]:
 
 
 def questions(text: str) -> Iterator[dict]:
-    """question, text and answer: one for every sentence that names someone whom the text before it names too.
+    """question, text and answer: one for every name in a sentence that stands in the text before it too.
 
     At least two different names stand in the text before. The answer's place is where the name stood last.
     """
