@@ -1,39 +1,49 @@
 """Who is it: a name left out of a sentence of Jane Austen, to be found in the text before it.
 
 Span question answering, as SQuAD's, by questions that need no annotator (llm/data/cloze.py): those to five novels are
-learned, those to Persuasion, most of whose names occur in no other, are asked. A context that is too long for a row is
-read in windows.
+learned, those to Persuasion, most of whose names occur in no other, are asked.
 
 Command:   python -m llm.train --config=experiments/bert/names.py --workdir=runs/bert-names
-Needs:     runs/bert-pretrain (experiments/bert/pretrain.py); the variant `scratch` does without
+Needs:     nothing; the variant `pretrained` starts from runs/bert-pretrain (experiments/bert/pretrain.py)
 Hardware:  two CPU cores
 Time:      not measured yet in full
 Score:     not measured yet in full
 """
 
-from experiments.bert.fine_tuning import PRETRAINED, SCRATCH, SMOKE
+from typing import Any
+
+from experiments.bert.fine_tuning import PRETRAINED, SMOKE
 from experiments.bert.small import small_bert
 from llm.config import Config, with_variant
 
+# The pre-trained encoder reads 128 tokens: two windows for most questions, of which one holds no answer.
+FINE_TUNING: dict[str, Any] = {
+    "data.row_length": 128,
+    "data.buckets": (128,),
+    "model.context": 128,
+    "tokenizer.lowercase": True,
+    "tokenizer.path": f"{PRETRAINED}/tokenizer.json",
+    "training.start_from": PRETRAINED,
+}
+
 
 def get_config(variant: str = "") -> Config:
-    """The full run; `scratch`, which trains encoder and tokenizer anew; or `smoke`."""
+    """The full run; `pretrained`, the encoder of experiments/bert/pretrain.py fine-tuned; or `smoke`."""
     config = small_bert()
     config.data.train = "austen_names/train"
     config.data.validation = "austen_names/test"
     config.data.fields = ("question", "text")
     config.data.answer = "answer"
-    config.data.row_length = 128
-    config.data.buckets = (128,)
+    config.data.row_length = 192
+    config.data.buckets = (128, 192)
     config.tokenizer.kind = "wordpiece"
-    config.tokenizer.lowercase = True
+    config.tokenizer.lowercase = False  # capitals tell names
     config.tokenizer.vocab_size = 8192
-    config.tokenizer.path = f"{PRETRAINED}/tokenizer.json"
     config.objective.kind = "span_qa"
 
+    config.model.context = 192
     config.model.dropout = 0.1
 
-    config.training.start_from = PRETRAINED
     config.training.steps = 1000
     config.training.batch_size = 32
     config.training.validate_every = 200
@@ -44,5 +54,4 @@ def get_config(variant: str = "") -> Config:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.1
-    smoke = SMOKE | {"data.row_length": 128, "data.buckets": (128,)}
-    return with_variant(config, variant, smoke=smoke, scratch=SCRATCH)
+    return with_variant(config, variant, smoke=SMOKE | {"model.context": 64}, pretrained=FINE_TUNING)
