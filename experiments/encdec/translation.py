@@ -10,6 +10,7 @@ from llm.config import Config, default_config
 # As published: normalised after each part, a rate that falls with the inverse square root of the step.
 PUBLISHED: dict[str, Any] = {
     "model.layers": 3,
+    "model.unroll": 3,
     "model.pre_norm": False,
     "model.dropout": 0.25,
     "training.steps": 3000,
@@ -22,6 +23,7 @@ SMOKE: dict[str, Any] = {
     "data.max_documents": 300,
     "tokenizer.vocab_size": 500,
     "model.layers": 1,
+    "model.unroll": 1,
     "model.width": 32,
     "model.heads": 2,
     "training.steps": 20,
@@ -52,6 +54,7 @@ def translation(corpus: str, language: str, family: str = "encdec") -> Config:
     config.model.heads = 4
     config.model.ff_width = 768
     config.model.dropout = 0.1
+    config.model.unroll = 2
     if family == "encdec":
         config.model.pre_norm = True
 

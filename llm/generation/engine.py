@@ -57,7 +57,8 @@ def generate(
 
     # One shape for prompts of similar length, so that they share a compilation.
     longest = int(lengths.max())
-    room = _bucket(longest + max_tokens) if context is None else context
+    # The last token drawn is never fed.
+    room = _bucket(longest + max_tokens - 1) if context is None else context
     width = min(room, _bucket(longest))
     tokens, _ = _padded(prompts, width)
     source: dict[str, jax.Array] = {}
