@@ -15,7 +15,7 @@ PRETRAINED = "runs/bert-pretrain-zh"
 
 def get_config(variant: str = "") -> Config:
     """The full run; `scratch`, which trains encoder and tokenizer anew; or `smoke`."""
-    config = classifier("chinese_reviews", "", 256, (16, 32, 64, 128, 256), 1500)
+    config = classifier("chinese_reviews", "", 256, (32, 64, 256), 800)
     config.dedup.near = True
     config.clean.personal_data = ("email", "phone", "national_id")
     config.tokenizer.kind = "unigram"

@@ -17,6 +17,7 @@ from llm.config import Config
 
 def get_config(variant: str = "") -> Config:
     """The full run; `pretrained`, the encoder of experiments/bert/pretrain.py fine-tuned; or `smoke`."""
-    config = classifier("r52/train", "r52/test", 512, (32, 64, 128, 256, 512), 1000)
+    config = classifier("r52/train", "r52/test", 512, (64, 128, 512), 1000)
     config.model.bag = 12.0
+    config.training.label_smoothing = 0.1
     return topics(config, variant)
