@@ -255,9 +255,7 @@ def retrieve(train: Sequence[Example], test: Sequence[Example]) -> dict[str, flo
 
 def read_names() -> dict[str, float]:
     """Exact match, in 0..1, of three ways to choose a name of the text without understanding it."""
-    (novel,) = (d for d in read_all(DataSpec(), "austen") if d.id.startswith(cloze.HELD_OUT))
-    mention = cloze.mentions(novel.text)
-    assert mention is not None
+    mention = re.compile("|".join(cloze.NAMES))
     answers: dict[str, list[str]] = {"most frequent": [], "last": [], "last, not in the question": []}
     right = []
     for document in read_all(DataSpec(), QUESTIONS):

@@ -1,7 +1,7 @@
 """Who is it: a name left out of a sentence of Jane Austen, to be found in the text before it.
 
 Span question answering, as SQuAD's, by questions that need no annotator (llm/data/cloze.py): those to five novels are
-learned, those to Persuasion, most of whose names occur in no other, are asked.
+learned, those to Persuasion are asked. All names are dealt out anew for each question: reading alone tells.
 
 Command:   python -m llm.train --config=experiments/bert/names.py --workdir=runs/bert-names
 Needs:     nothing; the variant `pretrained` starts from runs/bert-pretrain (experiments/bert/pretrain.py)
@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> Config:
     config.data.row_length = 192
     config.data.buckets = (128, 192)
     config.tokenizer.kind = "wordpiece"
-    config.tokenizer.lowercase = False  # capitals tell names
+    config.tokenizer.lowercase = False  # names are N10 to N59
     config.tokenizer.vocab_size = 8192
     config.objective.kind = "span_qa"
 

@@ -1,18 +1,21 @@
 """Questions without an annotator: a name is left out of a sentence and stands in the text before it.
 
 After the children's book test (Hill et al. 2015): what is asked can be answered by reading, and any text with names
-gives thousands of questions, each with its answer's place.
+gives thousands of questions, each with its answer's place. The names are dealt out anew for each question (Hermann et
+al. 2015), so that nothing that is known of them helps.
 """
 
 import collections
 import lzma
 import pathlib
+import random
 import re
 from collections.abc import Iterator
 
 from llm.data.packages import Part
 
 BLANK = "_"  # stands in a question for the name
+NAMES = [f"N{number}" for number in range(10, 60)]  # what stands for the others, all of one length
 HELD_OUT = "persuasion"
 CONTEXT_WORDS = 80  # of the text before the sentence, at most, in whole sentences
 QUESTION_WORDS = range(5, 61)
@@ -52,12 +55,17 @@ def questions(text: str) -> Iterator[dict]:
         while first > 0 and (words := words + len(sentences[first - 1].split())) <= CONTEXT_WORDS:
             first -= 1
         context = " ".join(sentences[first:number])
-        places = {found[0]: found.start() for found in mention.finditer(context)}  # the last place of each
-        if len(places) < 2:
+        known = {found[0] for found in mention.finditer(context)}
+        if len(known) < 2:
             continue
-        for asked in sorted({found[0] for found in mention.finditer(sentence)} & places.keys()):
-            question = mention.sub(lambda found, asked=asked: BLANK if found[0] == asked else found[0], sentence)
-            yield {"question": question, "text": context, "answer": {"text": asked, "start": places[asked]}}
+        named = {found[0] for found in mention.finditer(sentence)}
+        for place, asked in enumerate(sorted(named & known)):
+            dealt = random.Random(f"{number} {place}").sample(NAMES, len(named | known))
+            given = dict(zip(sorted(named | known), dealt))
+            hidden = mention.sub(lambda found, given=given: given[found[0]], context)
+            question = mention.sub(lambda f, a=asked, g=given: BLANK if f[0] == a else g[f[0]], sentence)
+            answer = {"text": given[asked], "start": hidden.rindex(given[asked])}
+            yield {"question": question, "text": hidden, "answer": answer}
 
 
 def mentions(text: str) -> re.Pattern[str] | None:

