@@ -6,8 +6,14 @@ learned, those to Persuasion are asked. All names are dealt out anew for each qu
 Command:   python -m llm.train --config=experiments/bert/names.py --workdir=runs/bert-names
 Needs:     nothing; the variant `pretrained` starts from runs/bert-pretrain (experiments/bert/pretrain.py)
 Hardware:  two CPU cores
-Time:      not measured yet in full
-Score:     not measured yet in full
+Time:      5 min 16 s on one slow core, 4 min 39 s of it training; 1,470,722 parameters
+Score:     31.8 % exact match by one seed (27.7 to 35.8), of 494 questions. A text has 3.4 names in the mean: that is no
+           better than guessing among them. The last name that the question does not hold itself is right at 38.3 %, the
+           most frequent one at 36.0
+
+So much is learned from 3,169 questions: what a name is, not yet who is meant. Longer runs learn the questions by heart
+(1,000 steps with dropout .1: 0.007 nats on them, 5.7 on the others). Names as they stand, not dealt out anew, are worse:
+the encoder looks for those that it knows, and a fine-tuned `pretrained` one answered 13.6 % that way.
 """
 
 from typing import Any
@@ -42,13 +48,13 @@ def get_config(variant: str = "") -> Config:
     config.objective.kind = "span_qa"
 
     config.model.context = 192
-    config.model.dropout = 0.1
+    config.model.dropout = 0.3
 
-    config.training.steps = 1000
+    config.training.steps = 300
     config.training.batch_size = 32
-    config.training.validate_every = 200
+    config.training.validate_every = 100
     config.training.validation_rows = 512
-    config.training.checkpoint_every = 1000
+    config.training.checkpoint_every = 300
     config.evaluation.batch_size = 64
     config.evaluation.answer_tokens = 8
     config.optimizer.learning_rate = 1e-3
