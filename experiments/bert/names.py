@@ -12,8 +12,8 @@ Score:     31.8 % exact match by one seed (27.7 to 35.8), of 494 questions. A te
            most frequent one at 36.0
 
 So much is learned from 3,169 questions: what a name is, not yet who is meant. Longer runs learn the questions by heart
-(1,000 steps with dropout .1: 0.007 nats on them, 5.7 on the others). Names as they stand, not dealt out anew, are worse:
-the encoder looks for those that it knows, and a fine-tuned `pretrained` one answered 13.6 % that way.
+(1,000 steps with dropout .1: 0.007 nats on them, 5.7 on the others). Names as they stand, not dealt out anew, are
+worse: the encoder looks for those that it knows, and a fine-tuned `pretrained` one answered 13.6 % that way.
 """
 
 from typing import Any
