@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> Config:
     config.model.dropout = 0.0
     config.model.unroll = 2
 
-    config.training.steps = 2000
+    config.training.steps = 2300
     config.training.batch_size = 8
     config.optimizer.learning_rate = 3.5e-3
     config.optimizer.weight_decay = 0.1
