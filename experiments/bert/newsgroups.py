@@ -3,8 +3,14 @@
 Command:   python -m llm.train --config=experiments/bert/newsgroups.py --workdir=runs/bert-newsgroups
 Needs:     nothing; the variant `pretrained` starts from runs/bert-pretrain (experiments/bert/pretrain.py)
 Hardware:  two CPU cores
-Time:      about 6 min on one slow core
-Score:     not measured yet in full
+Time:      6 min 25 s on one slow core, 5 min 12 s of it training; 2,062,868 parameters
+Score:     86.15 % of the 7,528 test texts by three seeds (85.81, 86.18, 86.45; interval of one: 85.0 to 87.2), macro F1
+           85.5; the three averaged (`llm.evaluate --ensemble`) 87.50, macro F1 86.9. Linear SVMs on the same texts have
+           85.19 and 86.15 (pairs of words too), Text GCN as published 86.34
+
+What helps: averaging, which puts it before its peers. What does not: label smoothing (85.64 by one seed), and steps
+beyond two and a half passes, by which the texts are known by heart. The pre-trained encoder was at 86.3 % of 512 test
+texts after 720 of 1,800 steps, at half the speed, and was not run to its end.
 """
 
 from experiments.bert.fine_tuning import classifier, topics
