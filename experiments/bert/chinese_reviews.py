@@ -3,8 +3,12 @@
 Command:   python -m llm.train --config=experiments/bert/chinese_reviews.py --workdir=runs/bert-chinese-reviews
 Needs:     runs/bert-pretrain-zh (experiments/bert/pretrain_zh.py); the variant `scratch` does without
 Hardware:  two CPU cores
-Time:      not measured yet in full
-Score:     not measured yet in full
+Time:      7 min 8 s on one slow core, 6 min 24 s of it training; 1,626,498 parameters
+Score:     85.76 % of 1,783 held-out reviews by three seeds (85.25, 85.59, 86.43; interval of one: 83.7 to 87.9), macro
+           F1 85.7; the three averaged (`llm.evaluate --ensemble`) 85.87. A linear SVM on one to three characters of
+           the same reviews has 85.59: before it by less than the interval is wide
+
+What helps: pre-training. One layer of width 64 from nothing, with a tokenizer of its own, has 84.46 by one seed.
 """
 
 from experiments.bert.fine_tuning import SCRATCH, SMOKE, classifier
