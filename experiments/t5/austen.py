@@ -4,8 +4,9 @@ As large as the GPT of experiments/quickstart.py, on the same text.
 
 Command:   python -m llm.train --config=experiments/t5/austen.py --workdir=runs/t5-austen
 Hardware:  two CPU cores
-Time:      not measured yet in full
-Score:     not measured yet in full
+Time:      20 min 56 s on one slow core beside other work, 19 min 54 s of it training: a third more than the GPT's
+           15 min 2 s
+Score:     2.000 bits per byte on Persuasion (validation loss 4.93 nats a token), the GPT's being 1.685; one seed
 """
 
 from experiments.austen import SMOKE, novels
