@@ -9,6 +9,7 @@ import pytest
 from benchmarks import peers
 from benchmarks.peers import Example
 from llm.data import DataSpec, DedupSpec, Preparation, prepare
+from llm.data.documents import Document
 from llm.errors import InputError
 from llm.tokenization import TokenizerSpec
 from tests import helpers
@@ -125,6 +126,18 @@ def test_a_translation_finds_its_source_by_what_is_alike():
     # Nothing alike: a tie, which counts against it.
     alien = [Example(("ab", "xy")), Example(("cd", "zw"))]
     assert peers.retrieve(train + told, alien)["mean_reciprocal_rank"] == 0.5
+
+
+def test_a_name_of_the_text_is_chosen_by_its_place_or_count():
+    texts = [("N11 saw N12. N11 left.", "N11 met _.", "N12"), ("N20 and N21. N21 slept. N20", "_ woke.", "N20")]
+    asked = [
+        Document(str(n), text, {"question": question, "answer": {"text": answer, "start": 0}})
+        for n, (text, question, answer) in enumerate(texts)
+    ]
+    # Of the first text the last and the most frequent name stands in the question; the second has two of each.
+    assert peers.choose_names(asked) == {
+        "most frequent": 0.5, "last": 0.5, "last, not in the question": 1.0, "guessing": 0.5,
+    }  # fmt: skip
 
 
 def test_of_chinese_characters_are_scored():

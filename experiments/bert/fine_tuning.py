@@ -39,7 +39,7 @@ def classifier(train: str, validation: str, row_length: int, buckets: tuple[int,
         buckets: lengths that batches are padded to.
         steps: steps of the run.
     """
-    config = small_bert()
+    config = small_bert(steps)
     config.data.train = train
     config.data.validation = validation
     config.data.label = "label"
@@ -56,11 +56,7 @@ def classifier(train: str, validation: str, row_length: int, buckets: tuple[int,
     config.model.dropout = 0.1
 
     config.training.start_from = PRETRAINED
-    config.training.steps = steps
     config.training.batch_size = 32
-    config.training.validate_every = max(steps // 5, 1)
-    config.training.validation_rows = 512
-    config.training.checkpoint_every = steps
     config.evaluation.batch_size = 64
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 50

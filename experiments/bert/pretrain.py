@@ -34,7 +34,7 @@ SMOKE = {
 
 def get_config(variant: str = "") -> Config:
     """The full run, or `smoke`: a part of one corpus, a few steps."""
-    config = small_bert()
+    config = small_bert(2000)
     config.data.train = "r52/train"
     config.data.more = ("20ng/train", "movie_reviews", "web_sentences")
     config.data.row_length = 128
@@ -49,13 +49,11 @@ def get_config(variant: str = "") -> Config:
 
     config.model.dropout = 0.0
 
-    config.training.steps = 2000
     config.training.batch_size = 32
     config.training.microbatches = 4  # smaller parts stay in cache: a third faster on CPU
     config.training.loss_chunk = 256
     config.training.validate_every = 500
     config.training.checkpoint_every = 500
-    config.training.validation_rows = 512
     config.evaluation.batch_size = 128
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 200

@@ -16,7 +16,7 @@ from llm.config import Config, with_variant
 
 def get_config(variant: str = "") -> Config:
     """The full run, or `smoke`: its first pairs, a few steps."""
-    config = small_bert()
+    config = small_bert(1500)
     config.data.train = "libreoffice_en_de"
     config.data.fields = ("text", "target")
     config.data.row_length = 64
@@ -29,11 +29,7 @@ def get_config(variant: str = "") -> Config:
     config.model.context = 64
     config.model.dropout = 0.1
 
-    config.training.steps = 1500
     config.training.batch_size = 128  # each text against 127 others
-    config.training.validate_every = 300
-    config.training.validation_rows = 512
-    config.training.checkpoint_every = 1500
     config.evaluation.batch_size = 128
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100

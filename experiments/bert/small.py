@@ -6,8 +6,11 @@ A run that starts from another one takes over what has the same shape, so pre-tr
 from llm.config import Config, default_config
 
 
-def small_bert() -> Config:
-    """The encoder and its optimizer; data, objective and lengths are left to say."""
+def small_bert(steps: int) -> Config:
+    """The encoder, its optimizer and a run of so many steps, looked at five times on the way and saved at its end.
+
+    Data, objective, batches and rates are left to say.
+    """
     config = default_config("bert")
     config.data.packing = "whole"
     config.model.context = 128
@@ -20,4 +23,8 @@ def small_bert() -> Config:
     config.optimizer.schedule = "linear"
     config.optimizer.final_fraction = 0.0
     config.optimizer.b2 = 0.98
+    config.training.steps = steps
+    config.training.validate_every = max(steps // 5, 1)
+    config.training.validation_rows = 512
+    config.training.checkpoint_every = steps
     return config

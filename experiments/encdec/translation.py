@@ -55,7 +55,7 @@ def translation(corpus: str, language: str, family: str = "encdec") -> Config:
     config.model.ff_width = 768
     config.model.dropout = 0.1
     config.model.unroll = 2
-    if family == "encdec":
+    if family == "encdec":  # a T5 has no other way
         config.model.pre_norm = True
 
     config.training.steps = 2400

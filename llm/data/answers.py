@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from llm.data.documents import Document, Dropped, Note
 
+LABELS = ("start", "end", "window")  # of an example: the answer's tokens, and which window over the text it is
 MARGIN = 4  # special tokens around question and context, at most
 
 

@@ -38,9 +38,9 @@ def novels(folder: pathlib.Path) -> Iterator[Part]:
 
 
 def questions(text: str) -> Iterator[dict]:
-    """question, text and answer: one for every name in a sentence that stands in the text before it too.
+    """question, text and answer, {"text", "start"}: one for every name in a sentence that the text before it has too.
 
-    At least two different names stand in the text before. The answer's place is where the name stood last.
+    At least two different names stand in the text before. The answer's place, in characters, is where it stands last.
     """
     text = text.replace(BLANK, "")  # which novels _emphasise_ by
     mention = mentions(text)
@@ -59,13 +59,16 @@ def questions(text: str) -> Iterator[dict]:
         if len(known) < 2:
             continue
         named = {found[0] for found in mention.finditer(sentence)}
+        everyone = sorted(named | known)
         for place, asked in enumerate(sorted(named & known)):
-            dealt = random.Random(f"{number} {place}").sample(NAMES, len(named | known))
-            given = dict(zip(sorted(named | known), dealt))
-            hidden = mention.sub(lambda found, given=given: given[found[0]], context)
-            question = mention.sub(lambda f, a=asked, g=given: BLANK if f[0] == a else g[f[0]], sentence)
-            answer = {"text": given[asked], "start": hidden.rindex(given[asked])}
-            yield {"question": question, "text": hidden, "answer": answer}
+            dealt = dict(zip(everyone, random.Random(f"{number} {place}").sample(NAMES, len(everyone))))
+            hidden, question = (mention.sub(lambda f, d=dealt: d[f[0]], part) for part in (context, sentence))
+            answer = dealt[asked]
+            yield {
+                "question": question.replace(answer, BLANK),
+                "text": hidden,
+                "answer": {"text": answer, "start": hidden.rindex(answer)},
+            }
 
 
 def mentions(text: str) -> re.Pattern[str] | None:

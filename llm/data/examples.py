@@ -218,11 +218,6 @@ def span_qa(examples, labels, length: int, spec: ObjectiveSpec, specials: Specia
         InputError: labels that are no span of the context.
     """
     labels = np.asarray(labels)
-    if labels.ndim != 2 or labels.shape[1] != 3:
-        raise InputError(
-            "objective.kind='span_qa' needs three labels an example: first and last token of the answer, and the "
-            "window's number; prepare the data anew"
-        )
     rows, spans, weights = [], np.zeros((len(examples), 2), np.int32), np.ones(len(examples), np.float32)
     for number, example in enumerate(examples):
         question, context = example

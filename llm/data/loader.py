@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from llm.data import objectives, pack, packed
+from llm.data import answers, objectives, pack, packed
 from llm.data.augment import augment
 from llm.data.objectives import Specials
 from llm.data.permutation import permute
@@ -75,6 +75,11 @@ class Dataset:
         if objective.kind == "masked" and objective.next_sentence and len(shards) < 2:
             raise InputError(
                 "objective.next_sentence takes every other sentence from another example: there is only one"
+            )
+        if objective.kind == "span_qa" and shards.label_names != answers.LABELS:
+            raise InputError(
+                f"objective.kind='span_qa' needs the labels {', '.join(answers.LABELS)}, the data have "
+                f"{', '.join(shards.label_names) or 'none'}: prepare them anew, with data.answer"
             )
         lengths = np.zeros(0, np.int64)
         if plan is None:

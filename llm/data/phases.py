@@ -439,4 +439,4 @@ def _examples(work: Work, made: Tokenizer, document: Document, sequences: list, 
 def _label_names(work: Work) -> tuple[str, ...]:
     """The integer labels that every example carries in its shard."""
     data = work.spec.data
-    return ("start", "end", "window") if data.answer else (data.label,) if data.label else ()
+    return answers.LABELS if data.answer else (data.label,) if data.label else ()

@@ -127,6 +127,7 @@ class Shards:
         self._documents = np.cumsum([0, *(s.header["documents"] for s in shards)])
         first = shards[0].header
         self.fields: tuple[str, ...] = tuple(first["fields"])
+        self.label_names: tuple[str, ...] = tuple(first["labels"])
         self.vocab_size: int = first["vocab_size"]
         self.tokenizer: str = first["tokenizer"]
         self.text_bytes: int = sum(s.header["text_bytes"] for s in shards)
@@ -164,8 +165,7 @@ class Shards:
 
     def labels(self, documents: np.ndarray) -> np.ndarray:
         """(documents, labels) int32, the labels of these documents."""
-        names = len(self._shards[0].header["labels"])
-        found = np.zeros((len(documents), names), np.int32)
+        found = np.zeros((len(documents), len(self.label_names)), np.int32)
         where = np.searchsorted(self._documents, documents, side="right") - 1
         for shard in np.unique(where):
             here = where == shard

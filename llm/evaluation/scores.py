@@ -197,7 +197,7 @@ class Scorer:
                 span = best_span(
                     starts[row : row + 1], ends[row : row + 1], [offset], [length], self._spec.answer_tokens
                 )[0]
-                if window == 0 or not records:
+                if window == 0:
                     records.append({"example": len(records), "answer": "", "prediction": "", "windows": 0})
                     best = 0.0
                 record = records[-1]

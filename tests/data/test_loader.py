@@ -211,6 +211,14 @@ def test_pairs_of_sentences_need_two_examples(tmp_path):
         Dataset.open(found, None, ObjectiveSpec("masked", next_sentence=True), SPECIALS, row_length=8)
 
 
+def test_answers_need_their_labels(tmp_path):
+    """Before a device works: what was prepared without answers, or before windows were numbered, is refused."""
+    for labels in ((), ("start", "end")):
+        found = shards(tmp_path, [([7], [8, 9])], vocab_size=200, fields=("question", "text"), labels=labels)
+        with pytest.raises(InputError, match=f"start, end, window, the data have {', '.join(labels) or 'none'}: "):
+            Dataset.open(found, None, ObjectiveSpec("span_qa"), SPECIALS, row_length=8)
+
+
 def test_what_the_tokenizer_lacks_is_named(tmp_path):
     found = shards(tmp_path, [[7, 8, 9]], vocab_size=200)
     pack.concatenate(np.array([3]), 4).save(tmp_path / "rows.npz")
