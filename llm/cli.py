@@ -20,6 +20,7 @@ VERBS = {
     "train": "train an experiment config from raw text to a finished, evaluated, sampled model",
     "evaluate": "loss, perplexity and bits per byte of a run over its validation set",
     "generate": "continue a prompt with a run's model",
+    "convert": "take weights of others in as a run, and write a run as theirs",
 }
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75

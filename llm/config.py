@@ -159,7 +159,7 @@ def with_variant(config: Config, variant: str, **variants: dict[str, typing.Any]
 
 
 def load(location: str) -> Config:
-    """The config of `experiments/name.py` or `experiments/name.py:variant`.
+    """The config of `experiments/name.py` or `experiments/name.py:variant`, or that of a run, `runs/x/config.json`.
 
     Raises:
         InputError: no such file, no `get_config` in it, an exception inside it, an unknown variant.
@@ -172,6 +172,10 @@ def load(location: str) -> Config:
         raise InputError(f"--config={location}: {error.strerror}") from None
     if not found:
         raise InputError(f"--config={location}: there is no file {name}")
+    if path.suffix == ".json":
+        if variant:
+            raise InputError(f"--config={location}: the config of a run has no variants")
+        return _of_experiment(read(path))
     module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"--config={location}: {name} is not a Python file")
@@ -193,6 +197,17 @@ def load(location: str) -> Config:
         _check_sections(config.to_dict())
     except InputError as error:
         raise InputError(f"--config={location}: {error}") from None
+    return config
+
+
+def _of_experiment(experiment: Experiment) -> Config:
+    """The config that `resolve` makes this experiment of."""
+    config = default_config(experiment.family)
+    for path, value in _flatten(dataclasses.asdict(experiment)).items():
+        if path == "seed":
+            config.seed = value
+        elif path != "family":
+            _set(config, path, value)
     return config
 
 

@@ -34,11 +34,19 @@ def main(argv: list[str]) -> None:
         metavar="FOLDER,FOLDER",
         help="other classifiers of the same data, whose probabilities are averaged with this run's; may stand twice",
     )
+    parser.add_argument(
+        "--data",
+        default="",
+        metavar="FOLDER",
+        help="a folder that llm.prepare made with this run's tokenizer, to be scored in place of the run's own data",
+    )
     flags = parser.parse_args(argv)
     if flags.batch_size is not None and flags.batch_size < 1:
         parser.error(f"--batch-size={flags.batch_size} must be at least 1")
-    runs = [open_run(name) for name in (flags.workdir, *filter(None, ",".join(flags.ensemble).split(",")))]
-    _check_ensemble(runs)
+    runs = [
+        open_run(name, data=flags.data) for name in (flags.workdir, *filter(None, ",".join(flags.ensemble).split(",")))
+    ]
+    _check(runs)
     run, kind = runs[0], runs[0].experiment.objective.kind
     scores = _ensemble(runs, flags.batch_size) if len(runs) > 1 else _scores(run, flags.batch_size)
     members = [("runs averaged", f"{len(runs)}")] if len(runs) > 1 else []
@@ -67,14 +75,13 @@ def _scores(run: Run, batch_size: int | None) -> Scores:
         return _scorer(run, batch_size, bar).scores(run.params, bar.update)
 
 
-def _check_ensemble(runs: list[Run]) -> None:
-    """Raises InputError unless all runs are classifiers with one set of classes and examples."""
-    first = runs[0]
-    for run in runs[1:]:
+def _check(runs: list[Run]) -> None:
+    """Raises InputError unless all runs have data and several are classifiers with one set of classes and examples."""
+    first, counts = runs[0], [len(run.prepared.validation) for run in runs]
+    for run, count in zip(runs[1:], counts[1:]):
         if run.experiment.objective.kind != "classification" or first.experiment.objective.kind != "classification":
             raise InputError("--ensemble averages the probabilities of classifiers; give runs of that objective")
-        counts = len(run.prepared.validation), len(first.prepared.validation)
-        if run.prepared.labels != first.prepared.labels or counts[0] != counts[1]:
+        if run.labels != first.labels or count != counts[0]:
             raise InputError(f"--ensemble: {run.workdir} was validated on other data than {first.workdir}")
 
 

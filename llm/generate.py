@@ -9,7 +9,7 @@ from llm.data.preparation import specials
 from llm.errors import InputError
 from llm.generation import SamplingSpec, generate
 from llm.generation.engine import check_lengths
-from llm.generation.prompts import put
+from llm.generation.prompts import opening, put
 from llm.run_folder import open_run
 from llm.tokenization import StreamDecoder
 
@@ -52,9 +52,10 @@ def main(argv: list[str]) -> None:
     kind = run.experiment.objective.kind
     if kind not in models.WRITING:
         raise InputError(f"{run.workdir} was trained for objective.kind={kind!r}: it writes nothing")
-    tokenizer, context = run.prepared.tokenizer, run.model.spec.context
-    ids, start = tokenizer.encode(flags.prompt), specials(tokenizer).start
-    prompt, source = put(kind, run.model.reads_source, ids, tokenizer.end_of_text, start)
+    tokenizer, context = run.tokenizer, run.model.spec.context
+    ids, start, end = tokenizer.encode(flags.prompt), specials(tokenizer).start, tokenizer.end_of_text
+    before = opening(run.experiment.generation.opening, end, tokenizer.bos)
+    prompt, source = put(kind, run.model.reads_source, ids, before, end, start)
     check_lengths(len(prompt), 1, context)
     room = run.experiment.generation.max_tokens if context is None else context - len(prompt)
     stream = StreamDecoder(tokenizer)

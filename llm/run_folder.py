@@ -1,6 +1,7 @@
 """Opening a trained run by its folder: what llm.evaluate, llm.generate and a fine-tuning start from."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -9,40 +10,87 @@ import jax
 
 from llm import cli, config, models, sharding
 from llm.data import Prepared, open_prepared
+from llm.data.preparation import DATA, TOKENIZER
 from llm.errors import InputError
 from llm.models import Model
+from llm.tokenization import Tokenizer
 from llm.training.loop import recipe, restore_params
 from llm.training.optimizer import path_name
+
+IMPORTED = "imported.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A trained run: its config, data, model, and the parameters of its newest complete checkpoint, at `step`."""
+    """A trained or imported run: its config, tokenizer, model, and the parameters of its newest checkpoint, at `step`.
+
+    Attributes:
+        data: what it is trained on; None where weights of others were imported, or it is somewhere else.
+        labels: the names of the classes; () where there are none.
+    """
 
     workdir: pathlib.Path
     experiment: config.Experiment
-    prepared: Prepared
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    data: Prepared | None
     model: Model
     mesh: jax.sharding.Mesh
     params: Any
     step: int
 
+    @property
+    def prepared(self) -> Prepared:
+        """Its data.
 
-def open_run(name: str, values: bool = True) -> Run:
-    """Opens a run's folder; without `values` its parameters are shapes and places alone, and nothing is read of them.
+        Raises:
+            InputError: there is none.
+        """
+        if self.data is None:
+            raise InputError(f"{self.workdir} was imported and has no data of its own: name some by --data=FOLDER")
+        return self.data
+
+
+def open_run(name: str, values: bool = True, data: str = "") -> Run:
+    """Opens a run's folder.
+
+    Args:
+        name: the folder.
+        values: without them its parameters are shapes and places alone, and nothing is read of them.
+        data: a folder that other data were prepared in, to be taken in place of its own.
 
     Raises:
-        InputError: no such folder, no run in it, data that changed, or no complete checkpoint.
+        InputError: no such folder, no run in it, data that changed or are of another tokenizer or other classes, or no
+            complete checkpoint.
     """
     workdir = cli.existing_workdir(name)
     experiment = config.read(workdir / "config.json")
-    prepared = open_prepared(workdir, experiment.objective)
+    imported = _imported(workdir)
+    own = (
+        None if imported is not None and not (workdir / DATA).exists() else open_prepared(workdir, experiment.objective)
+    )
+    tokenizer = Tokenizer.load(workdir / TOKENIZER)
+    labels = tuple(imported["labels"] if imported is not None else own.labels if own is not None else ())
+    prepared = open_prepared(cli.existing_workdir(data), experiment.objective) if data else own
+    if prepared is not None and prepared.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise InputError(
+            f"{data or workdir} was prepared by another tokenizer than the model's; prepare it with "
+            f"--config.tokenizer.path={workdir / TOKENIZER}"
+        )
+    if prepared is not None and tuple(prepared.labels) != labels:
+        raise InputError(f"{data or workdir}: its classes are {prepared.labels}, the model's {list(labels)}")
     sharding.request_cpu_devices(experiment.mesh)
     mesh = sharding.make_mesh(experiment.mesh)
-    model = models.build(experiment.model, prepared.tokenizer.vocab_size, len(prepared.labels))
+    model = models.build(experiment.model, tokenizer.vocab_size, len(labels))
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed)
     params, step = restore_params(made_of, experiment.training, mesh, workdir, cli.say_error, values)
-    return Run(workdir, experiment, prepared, model, mesh, params, step)
+    return Run(workdir, experiment, tokenizer, labels, prepared, model, mesh, params, step)
+
+
+def _imported(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What `llm.convert` said of where a run's weights came from; None of a run that was trained here."""
+    path = workdir / IMPORTED
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def matching(params: Any, run: Run) -> dict[str, Any]:

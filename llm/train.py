@@ -17,7 +17,7 @@ from llm.evaluation import report
 from llm.evaluation.scores import Scorer
 from llm.generation import generate
 from llm.generation.engine import check_lengths
-from llm.generation.prompts import put
+from llm.generation.prompts import opening, put
 from llm.run_folder import Run, matching, open_run, shared
 from llm.training import metrics, state
 from llm.training.checkpoint import Checkpoints
@@ -69,7 +69,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     prepared = prepare(experiment.preparation, workdir)
     assert prepared is not None
     _check_classes(prepared)
-    if start is not None and start.prepared.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
+    if start is not None and start.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
         raise InputError(
             f"training.start_from={start.workdir}: its tokenizer is another one; set "
             f"tokenizer.path={start.workdir / 'tokenizer.json'}"
@@ -156,13 +156,12 @@ def _check_classes(prepared: Prepared) -> None:
 def _prompts(experiment: config.Experiment, prepared: Prepared, model: models.Model) -> list[Prompt]:
     """The prompts that the run will show continuations of, as the model takes them (`llm.generation.prompts`)."""
     tokenizer, texts = prepared.tokenizer, experiment.generation.prompts
-    start, kind = specials(tokenizer).start, experiment.objective.kind
-    prompts = [
-        put(kind, model.reads_source, ids, tokenizer.end_of_text, start) for ids in tokenizer.encode_batch(texts)
-    ]
-    for text, (opening, _) in zip(texts, prompts):
+    start, kind, end = specials(tokenizer).start, experiment.objective.kind, tokenizer.end_of_text
+    before = opening(experiment.generation.opening, end, tokenizer.bos)
+    prompts = [put(kind, model.reads_source, ids, before, end, start) for ids in tokenizer.encode_batch(texts)]
+    for text, (row, _) in zip(texts, prompts):
         try:
-            check_lengths(len(opening), 1, experiment.model.context)
+            check_lengths(len(row), 1, experiment.model.context)
         except InputError as error:
             raise InputError(f"generation.prompts, {text[:40]!r}: {error}") from None
     return prompts
@@ -203,13 +202,13 @@ def _samples(experiment: config.Experiment, prepared: Prepared, prompts, model: 
     if not prompts:
         return []
     generation, tokenizer, context = experiment.generation, prepared.tokenizer, model.spec.context
-    opening = [row for row, _ in prompts]
+    rows = [row for row, _ in prompts]
     sources = [source for _, source in prompts if source is not None]
-    longest = max(map(len, opening))
+    longest = max(map(len, rows))
     written = generate(
         model,
         params,
-        opening,
+        rows,
         generation.max_tokens if context is None else min(generation.max_tokens, context - longest),
         generation.sampling(),
         context=context,

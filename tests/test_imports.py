@@ -14,6 +14,7 @@ ALLOWED = {
     "data": {"tokenization", "errors"},
     "training": {"models", "data", "sharding", "errors", "stop"},
     "generation": {"models", "sharding", "errors"},
+    "weights": {"models", "nn", "errors"},
     "evaluation": {"training", "generation", "models", "data", "sharding", "errors"},
     "interpretability": {"models", "attention", "errors"},
 }

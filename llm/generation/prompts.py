@@ -2,9 +2,22 @@
 
 from collections.abc import Sequence
 
+from llm.errors import InputError
+
+
+def opening(which: str, end_of_text: int, bos: int | None) -> list[int]:
+    """The ids before a text, as `GenerationSpec.opening` names them.
+
+    Raises:
+        InputError: the tokenizer has no such token.
+    """
+    if which == "bos" and bos is None:
+        raise InputError("generation.opening='bos': the tokenizer has no token that begins a text; set 'end_of_text'")
+    return {"": [], "end_of_text": [end_of_text], "bos": [] if bos is None else [bos]}[which]
+
 
 def put(
-    objective: str, reads_source: bool, ids: Sequence[int], end_of_text: int, start: int
+    objective: str, reads_source: bool, ids: Sequence[int], opening: Sequence[int], end_of_text: int, start: int
 ) -> tuple[list[int], list[int] | None]:
     """(what opens the row, what the encoder reads or None) for a prompt of these ids.
 
@@ -12,9 +25,10 @@ def put(
         objective: what the model was trained for.
         reads_source: whether it has an encoder.
         ids: of the prompt, without special tokens.
-        end_of_text, start: the ids that open a text, and a decoder's row.
+        opening: ids that stand before a text.
+        end_of_text, start: the ids that close a source, and open a decoder's row.
     """
-    whole = [end_of_text, *ids]
+    whole = [*opening, *ids]
     if not reads_source:
         return whole, None
     if objective == "continuation":  # the encoder has read all but the last token, where the decoder goes on

@@ -39,6 +39,9 @@ class GenerationSpec:
         prompts: one continuation each.
         max_tokens: new tokens at most, cut to what the model's context leaves.
         temperature, top_k, top_p: as in `SamplingSpec`.
+        opening: what stands before a prompt that is to be continued: "end_of_text", as between the texts of training,
+            "bos", or "" for nothing, as models of others may want it.
+        ends: ids that end a text as well as the tokenizer's end of text does.
     """
 
     prompts: tuple[str, ...] = ()
@@ -46,8 +49,12 @@ class GenerationSpec:
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 0.95
+    opening: str = "end_of_text"
+    ends: tuple[int, ...] = ()
 
     def __post_init__(self):
+        if self.opening not in ("end_of_text", "bos", ""):
+            raise InputError(f"generation.opening={self.opening!r}: there are 'end_of_text', 'bos', ''")
         if self.max_tokens < 1:
             raise InputError(f"generation.max_tokens={self.max_tokens}: must be at least 1")
         if any(not prompt for prompt in self.prompts):

@@ -11,16 +11,20 @@ from llm.nn.multi_head_attention import AttentionSettings
 
 @dataclasses.dataclass(frozen=True)
 class EncDecSpec:
-    """The settings of an encoder-decoder with one token table for source, target and unembedding.
+    """The settings of an encoder-decoder; as published, source, target and unembedding have one token table.
 
     Attributes:
         vocab_size: entries of the token table; None takes the tokenizer's.
         layers, decoder_layers: of the encoder and of the decoder; None is the encoder's.
         width, heads, ff_width: D, N and F; None is 4 D.
-        position: "sinusoid", of any length, or "learned", of `context` places.
+        position: "sinusoid" or "sinusoid_halves" (all sines first, as in Marian), of any length, or "learned", of
+            `context` places.
         context: the longest row with learned positions; None with sinusoids.
         pre_norm: normalises before each part instead of after its residual, and what leaves a stack.
         norm, norm_epsilon, activation, bias: of all blocks.
+        shared: the encoder reads by the decoder's tables of tokens and positions; otherwise it has its own.
+        tied: the unembedding is the decoder's token table.
+        logit_bias: adds a learned number to the logits of each token.
         dropout, attention_dropout: on embeddings and the output of each part; on attention weights.
         attention, dtype, unroll, remat: as in `llm.models.gpt.GPTSpec`.
     """
@@ -38,6 +42,9 @@ class EncDecSpec:
     norm_epsilon: float = 1e-6
     activation: str = "relu"
     bias: bool = True
+    shared: bool = True
+    tied: bool = True
+    logit_bias: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.0
     attention: str = "auto"
@@ -52,7 +59,7 @@ class EncDecSpec:
         checks.divides(self, "unroll", "layers")
         if self.decoder_layers is not None:
             checks.divides(self, "unroll", "decoder_layers")
-        checks.among(self, position=("sinusoid", "learned"))
+        checks.among(self, position=("sinusoid", "sinusoid_halves", "learned"))
         checks.rates(self, "dropout", "attention_dropout")
         if (self.position == "learned") != (self.context is not None):
             raise InputError(
@@ -79,6 +86,9 @@ class EncDecSpec:
             position=self.position,
             context=self.context,
             scale_embedding=True,
+            shared=self.shared,
+            tied=self.tied,
+            logit_bias=self.logit_bias,
             embedding_stddev=self.width**-0.5,  # so that scaled vectors have variance 1, like the sinusoids about
             final_norm=self.pre_norm,
         )

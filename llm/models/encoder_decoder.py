@@ -31,13 +31,15 @@ class Wiring:
     """How an encoder-decoder is put together.
 
     Attributes:
-        vocab_size, width: of the one token table that both sides share.
+        vocab_size, width: of the token table.
+        shared: both sides read by one table of tokens, and of learned positions; otherwise the encoder has its own.
         encoder_layers, decoder_layers: of the two stacks.
         block: of the decoder; the encoder's is the same without the source.
-        position: "sinusoid", "learned" (of `context` places), or "relative", a bias of `buckets` up to `max_distance`,
-            one table a stack.
+        position: "sinusoid", "sinusoid_halves", "learned" (of `context` places), or "relative", a bias of `buckets`
+            up to `max_distance`, one table a stack.
         scale_embedding: multiplies token vectors by sqrt(D).
         tied: the unembedding is the token table; its logits are then multiplied by `logit_scale`.
+        logit_bias: adds a learned number to the logits of each token.
         embedding_stddev: of the initial token table.
         final_norm: normalises what leaves a stack, as pre-norm blocks need.
         output_dropout: dropout on what leaves a stack as well (T5).
@@ -52,12 +54,14 @@ class Wiring:
     decoder_layers: int
     block: BlockSettings
     position: str
+    shared: bool = True
     context: int | None = None
     buckets: int = 32
     max_distance: int = 128
     scale_embedding: bool = False
     tied: bool = True
     logit_scale: float = 1.0
+    logit_bias: bool = False
     embedding_stddev: float = 0.02
     final_norm: bool = False
     output_dropout: bool = False
@@ -114,10 +118,23 @@ class EncoderDecoder(nn.Module):
     def setup(self):
         w: Wiring = self.spec.wiring()
         dtype = jnp.dtype(w.dtype)
-        self.embed = Embed(w.vocab_size, w.width, stddev=w.embedding_stddev, dtype=dtype)
-        if w.position == "learned":
+
+        def tokens() -> Embed:
+            return Embed(w.vocab_size, w.width, stddev=w.embedding_stddev, dtype=dtype)
+
+        def places() -> Embed:
             assert w.context is not None
-            self.embed_position = Embed(w.context, w.width, axes=("position", "embed"), dtype=dtype)
+            return Embed(w.context, w.width, axes=("position", "embed"), dtype=dtype)
+
+        self.embed = tokens()
+        if not w.shared:
+            self.embed_source = tokens()
+        if w.position == "learned":
+            self.embed_position = places()
+            if not w.shared:
+                self.embed_source_position = places()
+        if w.logit_bias:
+            self.logit_bias_V = parameter(self, "logit_bias", nn.initializers.zeros, ("vocab",), (w.vocab_size,))
         if w.position == "relative":
             self.encoder_bias = RelativeBias(w.block.attention.heads, w.buckets, w.max_distance, w.width**-0.5)
             self.decoder_bias = RelativeBias(w.block.attention.heads, w.buckets, w.max_distance, w.width**-0.5)
@@ -132,7 +149,9 @@ class EncoderDecoder(nn.Module):
     @property
     def unembedding(self) -> tuple[str, ...]:
         """Names of the top-level parameters that `unembed` reads."""
-        return ("embed",) if self.spec.wiring().tied else ("unembedding_projection",)
+        w: Wiring = self.spec.wiring()
+        table = "embed" if w.tied else "unembedding_projection"
+        return (table, "logit_bias") if w.logit_bias else (table,)
 
     @property
     def carries(self) -> bool:
@@ -168,7 +187,7 @@ class EncoderDecoder(nn.Module):
         else:
             assert cache is not None, "an encoder-decoder needs source_tokens, or a cache that was given them"
             source_BSD, aux, source_segments_BS = None, {}, cache.source_segments_BS
-        x_BTD = self._embed(batch["tokens"], positions_BT, train)
+        x_BTD = self._embed("decoder", batch["tokens"], positions_BT, train)
         around = Surroundings(
             mask,
             positions_BT,
@@ -187,21 +206,22 @@ class EncoderDecoder(nn.Module):
     def _encode(self, batch: dict, train: bool):
         w: Wiring = self.spec.wiring()
         segments_BS, positions_BS = segments_of(batch, "source_tokens"), positions_of(batch, "source_tokens")
-        x_BSD = self._embed(batch["source_tokens"], positions_BS, train)
+        x_BSD = self._embed("encoder", batch["source_tokens"], positions_BS, train)
         mask = Mask(q_segments_BT=segments_BS, kv_segments_BS=segments_BS)
         around = Surroundings(mask, positions_BS, bias=self._bias("encoder", bidirectional=True))
         x_BSD, _, aux = self._stack("encoder", w.encoder_layers, False, train)(x_BSD, around)
         return self._leave("encoder", x_BSD, train), aux
 
-    def _embed(self, tokens_BT, positions_BT, train: bool):
+    def _embed(self, side: str, tokens_BT, positions_BT, train: bool):
         w: Wiring = self.spec.wiring()
-        x_BTD = self.embed(tokens_BT)
+        own = side == "encoder" and not w.shared
+        x_BTD = (self.embed_source if own else self.embed)(tokens_BT)
         if w.scale_embedding:
             x_BTD *= w.width**0.5
-        if w.position == "sinusoid":
-            x_BTD += sinusoids(positions_BT, w.width).astype(x_BTD.dtype)
+        if w.position in ("sinusoid", "sinusoid_halves"):
+            x_BTD += sinusoids(positions_BT, w.width, w.position == "sinusoid_halves").astype(x_BTD.dtype)
         elif w.position == "learned":
-            x_BTD += self.embed_position(positions_BT)
+            x_BTD += (self.embed_source_position if own else self.embed_position)(positions_BT)
         return constrain(self._drop(x_BTD, train), "batch", "length", "activation")
 
     def _drop(self, x, train: bool):
@@ -228,8 +248,10 @@ class EncoderDecoder(nn.Module):
         """float32 logits_BTV of hidden states."""
         w: Wiring = self.spec.wiring()
         if w.tied:
-            return self.embed.logits(hidden_BTD * jnp.asarray(w.logit_scale, hidden_BTD.dtype))
-        return self.unembedding_projection(hidden_BTD).astype(jnp.float32)
+            logits_BTV = self.embed.logits(hidden_BTD * jnp.asarray(w.logit_scale, hidden_BTD.dtype))
+        else:
+            logits_BTV = self.unembedding_projection(hidden_BTD).astype(jnp.float32)
+        return logits_BTV + self.logit_bias_V if w.logit_bias else logits_BTV
 
     def classify(self, hidden_BTD: jax.Array, batch: dict, train: bool = False) -> jax.Array:
         """float32 logits_BC of the pooled rows."""
@@ -253,7 +275,8 @@ class EncoderDecoder(nn.Module):
         values are counted among the decoder's.
         """
         w: Wiring = self.spec.wiring()
-        looked_up = ("embed_position",) if w.tied and not w.source_is_row else ("embed_position", "embed")
+        looked_up = ("embed_position", "embed_source", "embed_source_position")
+        looked_up += () if w.tied and not w.source_is_row else ("embed",)
         layers = w.encoder_layers + 2 * w.decoder_layers
         heads = w.block.attention
         a_pair = flops.products(params, looked_up) + flops.attention(layers, heads.heads, heads.head_width, length)

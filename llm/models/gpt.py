@@ -137,6 +137,7 @@ class GPTSpec:
             bias=self.bias or self.qkv_bias,
             output_bias=self.bias,
             qk_norm=self.qk_norm,
+            norm_epsilon=self.norm_epsilon,
             rope=rope if self.position == "rope" else None,
             dropout=self.dropout,
             output_scale=(2 * self.layers) ** -0.5,  # GPT-2: keeps the residual stream's variance flat in depth

@@ -23,7 +23,7 @@ class AttentionSettings:
         heads, kv_heads, head_width: N, K and H.
         bias: adds a bias to the query, key and value.
         output_bias: adds one to the output.
-        qk_norm: RMS-normalises queries and keys over the head width (Henry et al. 2020).
+        qk_norm, norm_epsilon: RMS-normalises queries and keys over the head width (Henry et al. 2020).
         rope: the rotary positions; None has none.
         window: keys before the query that it may see; None is all.
         scaled: divides scores by sqrt(H). T5 does not, its initial queries are smaller by that.
@@ -38,6 +38,7 @@ class AttentionSettings:
     bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    norm_epsilon: float = 1e-6
     rope: Rope | None = None
     window: int | None = None
     scaled: bool = True
@@ -102,12 +103,14 @@ class MultiHeadAttention(nn.Module):
         s = self.settings
         q_BTNH: Any = self._project(x_BTD, "query", s.heads, "heads", 1.0 if s.scaled else s.head_width**-0.5)
         if s.qk_norm:
-            q_BTNH = Norm(dtype=self.dtype, name="query_norm")(q_BTNH)
+            q_BTNH = Norm(epsilon=s.norm_epsilon, dtype=self.dtype, name="query_norm")(q_BTNH)
         return constrain(q_BTNH, "batch", "length", "heads", "head_width")
 
     def _key(self, x_BSD) -> jax.Array:
         k_BSKH = self._project(x_BSD, "key", self.settings.kv_heads, "kv_heads")
-        return Norm(dtype=self.dtype, name="key_norm")(k_BSKH) if self.settings.qk_norm else k_BSKH
+        if not self.settings.qk_norm:
+            return k_BSKH
+        return Norm(epsilon=self.settings.norm_epsilon, dtype=self.dtype, name="key_norm")(k_BSKH)
 
     def _value(self, x_BSD) -> jax.Array:
         return self._project(x_BSD, "value", self.settings.kv_heads, "kv_heads")

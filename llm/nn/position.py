@@ -76,13 +76,16 @@ def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, rope: Rope = Rope()) -> j
     return rotated.astype(x_BTNH.dtype)
 
 
-def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
+def sinusoids(positions_BT: jax.Array, width: int, halves: bool = False) -> jax.Array:
     """Vectors of positions, float32 (B, T, width): sines at even features, cosines at odd ones (Vaswani et al. 2017).
 
-    Feature 2i turns by 10000^(-2i/width) a position; feature 2i + 1 is its cosine.
+    Feature 2i turns by 10000^(-2i/width) a position; feature 2i + 1 is its cosine. With `halves` all sines come first,
+    then all cosines, as in Marian.
     """
     pairs = np.arange((width + 1) // 2)
     frequencies = jnp.asarray(10000.0 ** (-2.0 * pairs / width), jnp.float32)
     angles = positions_BT[:, :, None].astype(jnp.float32) * frequencies
+    if halves:
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[..., :width]
     vectors = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return vectors.reshape(*positions_BT.shape, -1)[..., :width]

@@ -219,6 +219,20 @@ class Tokenizer:
         """Writes tokenizer.json, which Hugging Face's `tokenizers` reads too unless it holds a SentencePiece model."""
         path.write_bytes(self._text.encode())
 
+    def with_roles(self, **ids: int) -> "Tokenizer":
+        """The same tokenizer with these ids as its `end_of_text`, `bos`, `pad`, ...: what a model's own config says.
+
+        Raises:
+            InputError: an id that stands for nothing.
+        """
+        if all(getattr(self, role) == i for role, i in ids.items()):
+            return self
+        document = json.loads(self._text)
+        meta = dict(document["model"].get(META) or {})
+        meta["roles"] = {**(meta.get("roles") or {}), **{role: self.token(i) for role, i in ids.items()}}
+        document["model"] = {**document["model"], META: meta}
+        return Tokenizer(json.dumps(document, ensure_ascii=False, indent=1))
+
     @classmethod
     def load(cls, path: pathlib.Path) -> "Tokenizer":
         """Reads a tokenizer that `save` wrote, or another tokenizer.json, without the files beside it.

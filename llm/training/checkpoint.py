@@ -100,6 +100,21 @@ class Checkpoints:
             text = " ".join(str(error).split())[:300]
             raise InputError(f"checkpoint {self._folder / str(step)} does not fit this model: {text}") from None
 
+    def restore_part(self, step: int, target: dict[str, Any]) -> Any:
+        """Some top-level parts of the state of a step, `{"params": ...}`; the others are not read.
+
+        Raises:
+            InputError: the saved arrays do not have the shapes of the target.
+        """
+        handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        places = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(item=target, restore_args=places, partial_restore=True)
+        try:
+            return handler.restore(self._folder / str(step) / "state", args=args)
+        except (ValueError, KeyError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise InputError(f"checkpoint {self._folder / str(step)} does not fit this model: {text}") from None
+
     def _steps(self) -> list[tuple[int, pathlib.Path]]:
         if not self._folder.is_dir():
             return []

@@ -206,8 +206,8 @@ def restore_params(
     step = checkpoints.latest()
     if step is None:
         raise InputError(f"{workdir} holds no complete checkpoint: train it first")
-    target = states.abstract(made_of, mesh)
-    return (checkpoints.restore(step, target) if values else target).params, step
+    target = states.abstract(made_of, mesh).params
+    return checkpoints.restore_part(step, {"params": target})["params"] if values else target, step
 
 
 def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dict) -> pathlib.Path:

@@ -21,7 +21,7 @@ class Role(NamedTuple):
 # The first pattern found in a parameter's path decides. Vectors that scale or shift do not decay; matrices do.
 ROLES: tuple[tuple[str, Role], ...] = (
     (r"norm/(scale|bias)$", Role("norm", False)),
-    (r"/(\w+_)?bias$", Role("bias", False)),
+    (r"(/(\w+_)?|^logit_)bias$", Role("bias", False)),
     (r"^(encoder|decoder)_bias/table$", Role("position bias", False)),
     (r"^embed\w*/table$", Role("embedding", True)),
     (r"/(cross_)?attention/(query|key|value|output)/kernel$", Role("attention", True)),

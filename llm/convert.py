@@ -1,0 +1,236 @@
+"""`python -m llm.convert`: weights of others in as a run, and a run out as theirs."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm import cli, config, models, sharding, weights
+from llm.data.preparation import TOKENIZER, specials
+from llm.errors import InputError
+from llm.evaluation.probe import PARAGRAPH, Texts, probe
+from llm.generation.prompts import opening
+from llm.run_folder import IMPORTED, Run, open_run
+from llm.tokenization import Tokenizer
+from llm.tokenization.loading import tokenizer_from
+from llm.training import metrics, state
+from llm.training.checkpoint import Checkpoints
+from llm.training.loop import recipe
+from llm.training.optimizer import path_name
+
+DESCRIPTION = """\
+--from takes a checkpoint of others in: a folder of Hugging Face's (safetensors or torch pickles, whole or in parts;
+GPT-2, Llama, Mistral, Mixtral, Qwen 2 and 3, BERT with each of its heads, sentence encoders, T5, Marian), or a GGUF of
+the Llama family. --workdir becomes a run that generates, evaluates (--data) and is fine-tuned like any other:
+
+    python -m llm.train --config=runs/x/config.json --config.data.train=... --workdir=runs/tuned
+
+--to writes the run in --workdir as a folder of Hugging Face's: model.safetensors in float32, config.json, tokenizer.
+"""
+
+
+def main(argv: list[str]) -> None:
+    """Parses and converts."""
+    parser = cli.parser("convert", DESCRIPTION)
+    parser.add_argument("--workdir", required=True, metavar="FOLDER", help="the run's folder")
+    parser.add_argument("--from", dest="source", metavar="PATH", help="a checkpoint of others, file or folder")
+    parser.add_argument("--to", dest="target", metavar="FOLDER", help="an empty folder to write the run to")
+    parser.add_argument("--tokenizer", metavar="PATH", help="the checkpoint's tokenizer, where it is not beside it")
+    parser.add_argument("--prompt", default="The capital of France is", metavar="TEXT", help="what is tried afterwards")
+    flags = parser.parse_args(argv)
+    if (flags.source is None) == (flags.target is None):
+        parser.error("give one of --from=PATH and --to=FOLDER")
+    if flags.source is not None:
+        take_in(flags.source, flags.workdir, flags.tokenizer)
+        _try(open_run(flags.workdir), flags.prompt)
+    else:
+        write(open_run(flags.workdir), pathlib.Path(flags.target))
+
+
+# --- in ---------------------------------------------------------------------------------------------------------------
+
+
+def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> None:
+    """Makes a run of a checkpoint of others.
+
+    Raises:
+        InputError: nothing that can be read, a tensor too many, too few or of another shape, no tokenizer or one with
+            more entries than the model, or a folder that holds a run already.
+    """
+    source = weights.open_source(name)
+    imported = weights.identify(source)
+    tokenizer = _tokenizer(source, imported, tokenizer_name)
+    workdir = cli.writable_workdir(workdir_name)
+    if any((workdir / one).exists() for one in ("config.json", "checkpoints", TOKENIZER)):
+        raise InputError(f"--workdir={workdir} holds a run already; name another")
+    experiment = _experiment(source, imported, tokenizer, workdir)
+    model = models.build(experiment.model, tokenizer.vocab_size, len(imported.labels))
+    sharding.request_cpu_devices(experiment.mesh)
+    mesh = sharding.make_mesh(experiment.mesh)
+    made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed)
+    target = state.abstract(made_of, mesh).params
+    shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(target)}
+    table = weights.table_of(experiment.model, imported.objective, source.interleaved)
+    try:
+        loaded = weights.load(table, source.tensors, shapes)
+    except InputError as error:
+        raise InputError(f"--from={name}: {error}") from None
+    fresh = [path for path in shapes if path not in loaded.arrays]
+    arrays: dict[str, Any] = {**loaded.arrays, **_fresh(made_of, fresh)}
+    params = jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], target)
+
+    tokenizer.save(workdir / TOKENIZER)
+    # Read once more, as every preparation by it will read it: its fingerprint is then the same.
+    tokenizer = tokenizer_from(workdir / TOKENIZER)
+    tokenizer.save(workdir / TOKENIZER)
+    checkpoints = Checkpoints(workdir / "checkpoints", 1, cli.say_error)
+    fingerprints = {"data": "", "tokenizer": tokenizer.fingerprint}
+    checkpoints.save(0, {"params": params}, fingerprints=fingerprints, seconds=0.0, tokens=0)
+    checkpoints.wait()
+    said = {"from": str(source.path), "model_type": source.config.get("model_type"), "labels": list(imported.labels)}
+    metrics.write_json(workdir / IMPORTED, said)
+    config.save(experiment, workdir / "config.json")
+    print(cli.table([
+        ("model", f"{said['model_type']}, as the {imported.family} family learns {imported.objective!r}"),
+        ("parameters", f"{sum(x.size for x in arrays.values()):,} in {len(source.tensors):,} tensors"),
+        *[("made anew", f"the {head} head, which the checkpoint lacks") for head in loaded.missing_heads],
+        *[("left out", f"{one}, which {imported.objective!r} does not read") for one in loaded.unread],
+        ("tokenizer", f"{tokenizer.kind}, {tokenizer.vocab_size:,} entries"),
+        ("run", str(workdir)),
+    ]))  # fmt: skip
+
+
+def _tokenizer(source: weights.Source, imported: weights.Imported, name: str | None) -> Tokenizer:
+    """The checkpoint's tokenizer, with the ids that its config names."""
+    where = name or (None if source.tokenizer is None else str(source.tokenizer))
+    try:
+        if where is None:
+            raise InputError("no tokenizer beside it")
+        tokenizer = tokenizer_from(where)
+    except InputError as error:
+        hint = "" if name else "; name one by --tokenizer=PATH"
+        raise InputError(f"{error}{hint}") from None
+    roles = {} if imported.opens is None else {"bos": imported.opens}
+    if imported.ends:
+        roles["end_of_text"] = imported.ends[0]
+    beyond = {role: i for role, i in roles.items() if i >= tokenizer.vocab_size}
+    if beyond:
+        raise InputError(f"{where} has {tokenizer.vocab_size} entries, the checkpoint's config names {beyond}: it is "
+                         "another model's tokenizer")  # fmt: skip
+    return tokenizer.with_roles(**roles)
+
+
+def _experiment(
+    source: weights.Source, imported: weights.Imported, tokenizer: Tokenizer, workdir: pathlib.Path
+) -> config.Experiment:
+    """The config of the run, which also is one to fine-tune it by."""
+    made = config.default_config(imported.family)
+    for field in dataclasses.fields(imported.spec):
+        made.model[field.name] = getattr(imported.spec, field.name)
+    context = imported.spec.context
+    made.objective.kind = imported.objective
+    made.data.row_length = 256 if context is None else min(256, context)
+    made.tokenizer.path = str(workdir / TOKENIZER)
+    made.training.start_from = str(workdir)
+    made.optimizer.learning_rate = 2e-5
+    made.generation.opening = "bos" if _begins(source) and tokenizer.bos is not None else ""
+    made.generation.ends = imported.ends[1:]
+    return config.resolve(made)
+
+
+def _begins(source: weights.Source) -> bool:
+    """Whether the checkpoint's tokenizer puts its first token before every text."""
+    if source.path.suffix == ".gguf":
+        import gguf
+
+        field = gguf.GGUFReader(source.path).fields.get("tokenizer.ggml.add_bos_token")
+        return field is not None and bool(field.contents())
+    folder = source.path if source.path.is_dir() else source.path.parent
+    for name, key in (("tokenizer_config.json", "add_bos_token"), ("tokenizer.json", "post_processor")):
+        if (folder / name).is_file():
+            said = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
+            if isinstance(said, bool):
+                return said
+            if said is not None:
+                return _template_begins(said)
+    return False
+
+
+def _template_begins(processor: dict[str, Any]) -> bool:
+    """Whether a post-processor of Hugging Face's tokenizers puts a special token first."""
+    parts = processor.get("processors", [processor])
+    return any("SpecialToken" in part.get("single", [{}])[0] for part in parts if part.get("single"))
+
+
+def _fresh(made_of: state.Recipe, paths: list[str]) -> dict[str, np.ndarray]:
+    """The initial values of some parameters, those of heads that a checkpoint lacks."""
+    if not paths:
+        return {}
+    import flax.linen as nn
+
+    def make() -> dict[str, jax.Array]:
+        leaves = jax.tree_util.tree_leaves_with_path(made_of.create(unbox=nn.unbox).params)
+        return {path_name(path): x for path, x in leaves if path_name(path) in paths}
+
+    return {path: np.asarray(x) for path, x in jax.jit(make)().items()}
+
+
+def _try(run: Run, prompt: str) -> None:
+    """Prints what the model does with a prompt and a paragraph."""
+    tokenizer, found = run.tokenizer, specials(run.tokenizer)
+    texts = Texts(
+        prompt=tokenizer.encode(prompt),
+        paragraph=tokenizer.encode(PARAGRAPH),
+        opening=opening(run.experiment.generation.opening, tokenizer.end_of_text, tokenizer.bos),
+        end_of_text=tokenizer.end_of_text,
+        start=found.start,
+        cls=tokenizer.cls,
+        sep=tokenizer.sep,
+        mask=tokenizer.mask,
+    )
+    with jax.set_mesh(run.mesh):
+        kind = run.experiment.objective.kind
+        rows = probe(run.model, run.params, kind, texts, tokenizer.vocab_size, tokenizer.decode)
+    print(cli.table([("prompt", repr(prompt)), *rows] if rows and rows[0][0] == "writes" else rows))
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+
+
+def write(run: Run, folder: pathlib.Path) -> None:
+    """Writes a run as a folder of Hugging Face's, whole or not at all: an import of it is bit-equal.
+
+    Raises:
+        InputError: none of their models computes what this one does, or the folder is not empty.
+    """
+    from safetensors.numpy import save_file
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--to={folder} is not empty; name a new folder")
+    tokenizer, kind, spec = run.tokenizer, run.experiment.objective.kind, run.model.spec
+    pad = specials(tokenizer).start if run.model.reads_source else specials(tokenizer).fill
+    made = weights.their_config(spec, kind, list(run.labels), pad, tokenizer.end_of_text)
+    table = weights.table_of(spec, kind)
+    leaves = jax.tree_util.tree_leaves_with_path(run.params)
+    arrays = {path_name(path): np.asarray(x) for path, x in leaves}
+    tensors = dict(weights.tensors_of(table, arrays, bare=kind == "contrastive"))
+    partial = folder.with_name(folder.name + ".partial")
+    cli.writable_workdir(str(partial))
+    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    metrics.write_json(partial / "config.json", made | {"torch_dtype": "float32"})
+    tokenizer.save(partial / "tokenizer.json")
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
+    print(cli.table([
+        ("model", made["architectures"][0]),
+        ("parameters", f"{sum(x.size for x in tensors.values()):,} in {len(tensors):,} tensors, float32"),
+        ("folder", str(folder)),
+    ]))  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,107 @@
+"""Which family a checkpoint of others belongs to, and which of their kinds a model of ours is written as."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from llm.errors import InputError
+from llm.models import BertSpec, EncDecSpec, GPTSpec, ModelSpec, T5Spec
+from llm.weights import bert, encdec, gpt, t5
+from llm.weights.layout import Table
+from llm.weights.sources import Source
+
+KINDS = ("gpt2", *gpt.LLAMAS, "bert", "t5", "marian")
+
+
+class Imported(NamedTuple):
+    """What a checkpoint is here.
+
+    Attributes:
+        family: a key of `llm.models.FAMILIES`.
+        spec: its settings.
+        objective: what it was trained for.
+        opens: the id that opens a decoder's row; None where the tokenizer says it.
+        ends: ids that end what it writes, the first of them what its tokenizer calls the end; () where that says it.
+        labels: names of the classes.
+    """
+
+    family: str
+    spec: ModelSpec
+    objective: str
+    opens: int | None = None
+    ends: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def identify(source: Source) -> Imported:
+    """What a checkpoint is, by its config and the names of its tensors.
+
+    Raises:
+        InputError: a kind that has no place here, or a setting of it that has none.
+    """
+    config = source.config
+    kind = config.get("model_type")
+    ends = config.get("eos_token_id")
+    ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    start = config.get("decoder_start_token_id", config.get("pad_token_id"))
+    if kind == "gpt2":
+        return Imported("gpt", gpt.gpt2_spec(config), "causal", ends=ends)
+    if kind in gpt.LLAMAS:
+        return Imported("gpt", gpt.llama_spec(config), "causal", ends=ends)
+    if kind == "bert":
+        objective = bert.objective(source.tensors)
+        labels: tuple[str, ...] = ()
+        if objective == "classification":
+            labels = tuple(bert.labels(config))
+        if objective == "contrastive":
+            bert.check_pooling(source.path if source.path.is_dir() else source.path.parent)
+        return Imported("bert", bert.spec_of(config, objective), objective, labels=labels)
+    if kind == "t5":
+        return Imported("t5", t5.spec_of(config, source.tensors), "seq2seq", 0 if start is None else start, ends)
+    if kind == "marian":
+        return Imported("encdec", encdec.spec_of(config), "seq2seq", start, ends)
+    raise InputError(f"{source.path}: model_type {kind!r}; there are {', '.join(KINDS)}")
+
+
+def table_of(spec: ModelSpec, objective: str, interleaved: bool = False) -> Table:
+    """The names of the checkpoints that a model is read from and written to.
+
+    Args:
+        spec: its settings.
+        objective: what it was trained for, which says the head of a BERT.
+        interleaved: as in `llm.weights.sources.Source`.
+
+    Raises:
+        InputError: its family has no checkpoints of others.
+    """
+    if isinstance(spec, GPTSpec):
+        return gpt.table(spec, interleaved)
+    if isinstance(spec, BertSpec):
+        return bert.table(objective)
+    if isinstance(spec, T5Spec):
+        return t5.table(spec)
+    if isinstance(spec, EncDecSpec):
+        return encdec.table()
+    raise InputError(f"a model of {type(spec).__name__} has no checkpoints of others; there are {', '.join(KINDS)}")
+
+
+def their_config(spec: ModelSpec, objective: str, labels: list[str], pad: int, end_of_text: int) -> dict[str, Any]:
+    """The config.json that a model of ours is written with.
+
+    Raises:
+        InputError: none of their kinds computes what it does.
+    """
+    if isinstance(spec, GPTSpec):
+        return gpt.config_of(spec) | {"eos_token_id": end_of_text}
+    if isinstance(spec, BertSpec):
+        return bert.config_of(spec, objective, labels) | {"pad_token_id": pad}
+    if isinstance(spec, T5Spec):
+        ids = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": end_of_text}
+        return t5.config_of(spec) | ids
+    if isinstance(spec, EncDecSpec):
+        return encdec.config_of(spec, pad, end_of_text)
+    raise InputError(f"a model of {type(spec).__name__} has no checkpoints of others; there are {', '.join(KINDS)}")
+
+
+def folder_of(source: Source) -> pathlib.Path:
+    """The folder that holds a checkpoint's other files."""
+    return source.path if source.path.is_dir() else source.path.parent

@@ -1,0 +1,122 @@
+"""`llm.convert` as a user runs it: in, tried, written, evaluated, fine-tuned, out again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.helpers import assert_refused, verb
+from tests.weights.checkpoints import GOLDENS
+from tests.weights.test_sources import write_gguf
+
+
+def prepared(corpus, folder, *tokenizer):
+    flags = ("--config.data.row_length=32", "--config.data.split_by=tail", *tokenizer)
+    result = verb("prepare", f"--input={corpus}", f"--workdir={folder}", *flags)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory, corpus):
+    """A folder with a tokenizer of bytes and a few special tokens; the goldens have places for all of them."""
+    how = "--config.tokenizer.kind=bytes", "--config.tokenizer.special_tokens=<a>,<b>,<c>"
+    return prepared(corpus, tmp_path_factory.mktemp("tokens") / "bytes", *how)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, corpus, run):
+    """A corpus prepared by the tokenizer of the imported run."""
+    how = f"--config.tokenizer.path={run / 'tokenizer.json'}"
+    return prepared(corpus, tmp_path_factory.mktemp("data") / "data", how)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tokens):
+    """The golden Llama as a run."""
+    workdir = tmp_path_factory.mktemp("runs") / "llama"
+    given = f"--from={GOLDENS / 'llama'}", f"--tokenizer={tokens}"
+    result = verb("convert", *given, f"--workdir={workdir}", "--prompt=Hi")
+    assert result.returncode == 0, result.stderr
+    for part in ("12,304 in 21 tensors", "writes", "perplexity", "tokens/s"):
+        assert part in result.stdout, result.stdout
+    return workdir
+
+
+def test_what_came_in_generates_and_evaluates(run, data):
+    said = json.loads((run / "imported.json").read_text())
+    assert said["model_type"] == "llama" and said["from"].endswith("llama")
+    text = verb("generate", f"--workdir={run}", "--prompt=Hello", "--temperature=0", "--max-tokens=5")
+    assert text.returncode == 0 and text.stdout.startswith("Hello"), text.stderr
+    assert_refused(verb("evaluate", f"--workdir={run}"), "imported and has no data", "--data=FOLDER")
+    scores = verb("evaluate", f"--workdir={run}", f"--data={data}")
+    assert scores.returncode == 0 and "bits per byte" in scores.stdout, scores.stderr
+
+
+def test_it_is_fine_tuned_from_its_own_config(run, data, tmp_path):
+    tuned = tmp_path / "tuned"
+    result = verb(
+        "train", f"--config={run / 'config.json'}", f"--workdir={tuned}", f"--config.data.prepared={data}",
+        "--config.training.steps=30", "--config.training.validate_every=30", "--config.optimizer.learning_rate=1e-2",
+        "--config.optimizer.warmup_steps=2", "--config.data.row_length=32",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert f"starting from {run}, step 0: 12 of 12 parameter arrays" in result.stdout
+    before = verb("evaluate", f"--workdir={run}", f"--data={data}").stdout
+    loss = float(before.split("loss")[1].split()[0])
+    assert json.loads((tuned / "summary.json").read_text())["validation"]["loss"] < loss - 1
+
+
+def test_out_and_in_again_is_bit_equal(run, tmp_path):
+    folder = tmp_path / "theirs"
+    result = verb("convert", f"--to={folder}", f"--workdir={run}")
+    assert result.returncode == 0 and "LlamaForCausalLM" in result.stdout, result.stderr
+    written, first = load_file(folder / "model.safetensors"), load_file(GOLDENS / "llama" / "model.safetensors")
+    assert written.keys() == first.keys()
+    for name, x in first.items():
+        np.testing.assert_array_equal(written[name], x, err_msg=name)
+    again = verb("convert", f"--from={folder}", f"--workdir={tmp_path / 'again'}")
+    assert again.returncode == 0, again.stderr
+    read = [json.loads((w / "config.json").read_text())["model"] for w in (run, tmp_path / "again")]
+    assert read[0] == read[1]
+    assert_refused(verb("convert", f"--to={folder}", f"--workdir={run}"), "is not empty")
+
+
+@pytest.mark.parametrize("name", ["bert-classes", "bert-pretraining", "t5", "marian"])
+def test_other_families_come_in(tmp_path, tokens, name):
+    result = verb("convert", f"--from={GOLDENS / name}", f"--tokenizer={tokens}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    if name == "bert-classes":
+        assert json.loads((tmp_path / "run" / "imported.json").read_text())["labels"] == ["good", "bad", "ugly"]
+        assert_refused(verb("generate", f"--workdir={tmp_path / 'run'}", "--prompt=x"), "writes nothing")
+    else:
+        assert ("writes" in result.stdout) == (name != "bert-pretraining")
+
+
+def test_gguf_comes_in(tmp_path, tokens):
+    path = write_gguf(tmp_path / "model.gguf")
+    assert_refused(
+        verb("convert", f"--from={path}", f"--workdir={tmp_path / 'run'}"), "no tokenizer", "--tokenizer=PATH"
+    )
+    result = verb("convert", f"--from={path}", f"--tokenizer={tokens}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 0 and "12,304" in result.stdout, result.stderr
+
+
+def test_refusals_leave_no_run(tmp_path, tokens, run):
+    checkpoint, workdir = tmp_path / "checkpoint", tmp_path / "run"
+    shutil.copytree(GOLDENS / "gpt2", checkpoint)
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["transformer.h.1.ln_2.bias"]
+    save_file(tensors, checkpoint / "model.safetensors")
+    given = f"--from={checkpoint}", f"--workdir={workdir}"
+    assert_refused(verb("convert", *given, f"--tokenizer={tokens}"), "lacks transformer.h.1.ln_2.bias")
+    small = json.loads((checkpoint / "config.json").read_text()) | {"vocab_size": 100}
+    (checkpoint / "config.json").write_text(json.dumps(small))
+    assert_refused(verb("convert", *given, f"--tokenizer={tokens}"), "model.vocab_size=100", "ids would fall outside")
+    assert not list(workdir.iterdir())
+    assert_refused(verb("convert", f"--workdir={workdir}"), "--from", "--to")
+    assert_refused(verb("convert", f"--from={checkpoint}", f"--to={checkpoint}", f"--workdir={workdir}"), "one of")
+    golden = f"--from={GOLDENS / 'gpt2'}", f"--tokenizer={tokens}"
+    assert_refused(verb("convert", *golden, f"--workdir={run}"), "holds a run already")
