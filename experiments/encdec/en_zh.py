@@ -2,8 +2,9 @@
 
 Command:   python -m llm.train --config=experiments/encdec/en_zh.py --workdir=runs/en-zh
 Hardware:  two CPU cores
-Time:      not measured yet in full
-Score:     not measured yet in full
+Time:      28 min 34 s on one slow core, 24 min 42 s of it training; 2,845,440 parameters
+Score:     BLEU 8.36 (6.96 to 10.27) and chrF 9.50 on 861 held-out pairs by one seed, perplexity 36.9, 5.9 % exact: far
+           behind the translation memory's 35.52 and 33.93
 """
 
 from experiments.encdec.translation import PUBLISHED, SMOKE, translation

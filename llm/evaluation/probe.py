@@ -13,10 +13,12 @@ from llm.generation import SamplingSpec, generate
 from llm.models import WRITING, Model
 from llm.training import losses
 
-# The first long speech of the novel that is held out; long enough to judge by, short enough for every context.
+# How Pride and Prejudice begins.
 PARAGRAPH = (
-    "Sir Walter Elliot, of Kellynch Hall, in Somersetshire, was a man who, for his own amusement, never took up any "
-    "book but the Baronetage; there he found occupation for an idle hour, and consolation in a distressed one."
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want "
+    "of a wife. However little known the feelings or views of such a man may be on his first entering a "
+    "neighbourhood, this truth is so well fixed in the minds of the surrounding families, that he is considered "
+    "the rightful property of some one or other of their daughters."
 )
 
 

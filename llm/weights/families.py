@@ -39,7 +39,7 @@ def identify(source: Source) -> Imported:
         InputError: a kind that has no place here, or a setting of it that has none.
     """
     config = source.config
-    kind = config.get("model_type")
+    kind = _kind(source)
     ends = config.get("eos_token_id")
     ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
     start = config.get("decoder_start_token_id", config.get("pad_token_id"))
@@ -60,6 +60,14 @@ def identify(source: Source) -> Imported:
     if kind == "marian":
         return Imported("encdec", encdec.spec_of(config), "seq2seq", start, ends)
     raise InputError(f"{source.path}: model_type {kind!r}; there are {', '.join(KINDS)}")
+
+
+def _kind(source: Source) -> Any:
+    """The model_type; old configs lack it, and the names of the tensors tell."""
+    if "model_type" in source.config:
+        return source.config["model_type"]
+    marks = {"word_embeddings.weight": "bert", "wte.weight": "gpt2"}
+    return next((kind for mark, kind in marks.items() if any(name.endswith(mark) for name in source.tensors)), None)
 
 
 def table_of(spec: ModelSpec, objective: str, interleaved: bool = False) -> Table:
