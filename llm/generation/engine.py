@@ -89,27 +89,13 @@ def complete(
     """
     if not prompts:
         return []
-    rows = len(prompts)
-    limits = per_row("max_tokens", max_tokens, rows)
-    for prompt, limit in zip(prompts, limits):
-        check_lengths(len(prompt), limit, context)
     rules = make_rules(sampling, vocab_size, end_of_text, log_probabilities)
-    step = _cached_step if use_cache else _full_step
-    lengths = np.array([len(p) for p in prompts], np.int32)
-    keys = row_keys(seed, rows)
-
-    # One shape for prompts of similar length, so that they share a compilation.
-    # The last token drawn is never fed.
-    needed = max(len(prompt) + max(limit - 1, 0) for prompt, limit in zip(prompts, limits))
-    room = bucket(needed) if context is None else context
-    width = min(room, bucket(int(lengths.max())))
-    tokens, _ = padded(prompts, width)
-    source = read_sources(sources)
-    carried = (
-        model.init_cache(rows, room, source["source_tokens"].shape[1] if source else 0)
-        if use_cache
-        else jnp.asarray(np.pad(tokens, ((0, 0), (0, room - width))))
-    )
+    limits, lengths, tokens, room, source = lay_out(prompts, max_tokens, context, sources)
+    rows, keys = len(prompts), row_keys(seed, len(prompts))
+    if use_cache:
+        step, carried = _cached_step, init_cache(model, rows, room, source)
+    else:
+        step, carried = _full_step, jnp.asarray(np.pad(tokens, ((0, 0), (0, room - tokens.shape[1]))))
     history = begin_history(tokens, lengths, room) if sampling.looks_back else None
     new = jnp.asarray(tokens), jnp.asarray(lengths)
     completions = [Completion() for _ in prompts]
@@ -140,6 +126,38 @@ def complete(
         # Rows that have ended are fed padding, which no cache counts.
         new = drawn[:, None], jnp.asarray(running.astype(np.int32))
     return completions
+
+
+class Layout(NamedTuple):
+    """Prompts as arrays: limits of new tokens, lengths_B, tokens_BT, the room that rows need, and the source's keys."""
+
+    limits: list[int]
+    lengths_B: np.ndarray
+    tokens_BT: np.ndarray
+    room: int
+    source: dict[str, jax.Array]
+
+
+def lay_out(prompts, max_tokens: int | Sequence[int], context: int | None, sources) -> Layout:
+    """The arrays of a call, in one shape for prompts of similar length, so that they share a compilation.
+
+    Raises:
+        InputError: as `complete` does.
+    """
+    limits = per_row("max_tokens", max_tokens, len(prompts))
+    for prompt, limit in zip(prompts, limits):
+        check_lengths(len(prompt), limit, context)
+    lengths_B = np.array([len(p) for p in prompts], np.int32)
+    # The last token drawn is never fed.
+    needed = max(len(prompt) + max(limit - 1, 0) for prompt, limit in zip(prompts, limits))
+    room = bucket(needed) if context is None else context
+    tokens_BT, _ = padded(prompts, min(room, bucket(int(lengths_B.max()))))
+    return Layout(limits, lengths_B, tokens_BT, room, read_sources(sources))
+
+
+def init_cache(model: Model, rows: int, room: int, source: dict[str, jax.Array]):
+    """An empty cache for these rows and this source."""
+    return model.init_cache(rows, room, source["source_tokens"].shape[1] if source else 0)
 
 
 def make_rules(sampling: SamplingSpec, vocab_size: int, end_of_text: Ends, scored: bool = False) -> Rules:
