@@ -90,13 +90,13 @@ def speculate(
         raise InputError(f"ahead={ahead}: guess at least 1 token a round")
     if isinstance(guesser, Lookup) and guesser.ngram < 1:
         raise InputError(f"ngram={guesser.ngram}: look up at least 1 token")
-    if isinstance(guesser, Draft):
-        _check_draft(model, guesser.model, vocab_size, max(map(len, prompts), default=0), max_tokens)
     if not prompts:
         return []
     rows, account = len(prompts), account or Account()
     rules = make_rules(sampling, vocab_size, end_of_text)
     limits, lengths, tokens, room, source = lay_out(prompts, max_tokens, context, sources)
+    if isinstance(guesser, Draft):
+        _check_draft(model, guesser.model, vocab_size, max(lengths + limits))
     parts = [(model, params), *([guesser] if isinstance(guesser, Draft) else [])]
     caches = tuple(
         _read(
@@ -132,14 +132,13 @@ def speculate(
     return completions
 
 
-def _check_draft(model: Model, draft: Model, vocab_size: int, longest: int, max_tokens) -> None:
+def _check_draft(model: Model, draft: Model, vocab_size: int, longest: int) -> None:
     if draft.spec.vocab_size < vocab_size:
         raise InputError(f"the draft's vocabulary has {draft.spec.vocab_size} ids, the model's {vocab_size}")
     if draft.reads_source != model.reads_source:
         raise InputError("the draft must read a source where the model does, and only there")
-    needed = longest + (max_tokens if isinstance(max_tokens, int) else max(max_tokens, default=0))
-    if draft.spec.context is not None and draft.spec.context < needed:
-        raise InputError(f"the draft's context is {draft.spec.context}: {needed} tokens do not fit")
+    if draft.spec.context is not None and draft.spec.context < longest:
+        raise InputError(f"the draft's context is {draft.spec.context}: {longest} tokens do not fit")
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

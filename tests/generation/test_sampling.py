@@ -1,5 +1,8 @@
 """Sampling at its corners, against a float64 oracle."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from llm.errors import InputError
 from llm.generation import SamplingSpec, filter_logits, sample
 from llm.generation.sampling import distribution
+from tests.helpers import ROOT, environment
 
 
 def kept(probabilities, **how):
@@ -82,6 +86,26 @@ def test_draws_follow_the_distribution_and_never_take_what_is_impossible():
     assert counts[4] == 0
     chi_square = ((counts[:4] - draws * p[:4]) ** 2 / (draws * p[:4])).sum()
     assert chi_square < 16.3  # 0.1% of three degrees of freedom
+
+
+ON_EIGHT_DEVICES = """
+import jax, numpy as np
+from llm.generation import SamplingSpec, sample
+logits = jax.numpy.asarray(np.random.default_rng(0).normal(size=(16, 40)), "float32")
+keys, draw = jax.random.split(jax.random.key(3), 16), jax.jit(sample, static_argnums=2)
+rows = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices(), "data"), jax.sharding.PartitionSpec("data"))
+for spec in (SamplingSpec(1.0), SamplingSpec(0.8, 9, 0.9, 0.02)):
+    apart = draw(*jax.device_put((keys, logits), rows), spec)
+    assert len(apart.sharding.device_set) == 8
+    np.testing.assert_array_equal(draw(keys, logits, spec), apart)
+"""
+
+
+def test_the_same_keys_give_the_same_tokens_on_one_and_eight_devices():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    run = subprocess.run([sys.executable, "-c", ON_EIGHT_DEVICES], cwd=ROOT, env=environment(**flags),
+                         capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,18 @@ def test_a_file_of_prompts_that_is_stopped_ends_byte_equal(run, written, prompts
         main([*flags, f"--output={again}"])
 
 
+def test_a_short_last_batch_compiles_nothing(written, tmp_path):
+    from llm.generation.engine import _cached_step
+
+    sizes = []
+    for count in (2, 3):
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text('{"prompt": "She"}\n' * count)
+        written(f"--prompts={path}", f"--output={path}.out", "--batch-size=2", "--max-tokens=3", "--min-p=0.5")
+        sizes.append(_cached_step._cache_size())
+    assert sizes[0] == sizes[1]
+
+
 def test_examples_before_the_prompt(run, written, tmp_path):
     shots, prompts, out = tmp_path / "shots.jsonl", tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     shots.write_text('{"input": "one", "output": "1"}\n{"input": "two", "output": "2"}\n')
