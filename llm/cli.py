@@ -19,7 +19,7 @@ VERBS = {
     "prepare": "turn text into packed training rows and a tokenizer",
     "train": "train an experiment config from raw text to a finished, evaluated, sampled model",
     "evaluate": "loss, perplexity and bits per byte of a run over its validation set",
-    "generate": "continue a prompt with a run's model",
+    "generate": "continue a prompt, a file of prompts or a conversation with a run's model",
     "convert": "take weights of others in as a run, and write a run as theirs",
 }
 

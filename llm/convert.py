@@ -138,6 +138,7 @@ def _experiment(
     made.optimizer.learning_rate = 2e-5
     made.generation.opening = "bos" if _begins(source) and tokenizer.bos is not None else ""
     made.generation.ends = imported.ends[1:]
+    made.generation.max_tokens = 256
     return config.resolve(made)
 
 

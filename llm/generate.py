@@ -1,88 +1,367 @@
-"""`python -m llm.generate`: continue a prompt with a run's model."""
+"""`python -m llm.generate`: continue a prompt, a file of prompts, or a conversation with a run's model."""
 
+import argparse
+import dataclasses
+import functools
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from llm import cli, models
 from llm.data.preparation import specials
-from llm.errors import InputError
-from llm.generation import SamplingSpec, generate
+from llm.errors import InputError, Stopped
+from llm.generation import SamplingSpec, complete
+from llm.generation.beam import beam_search
 from llm.generation.engine import check_lengths
+from llm.generation.prompt_file import FEW_SHOT_STOP, AnswerFile, few_shot, read_lines
 from llm.generation.prompts import opening, put
-from llm.run_folder import open_run
-from llm.tokenization import StreamDecoder
+from llm.generation.speculative import Draft, Lookup, speculate
+from llm.generation.stream import TextStream
+from llm.run_folder import Run, open_run
+from llm.stop import stop_signal
+from llm.tokenization import StreamDecoder, Tokenizer
 
 DESCRIPTION = """\
 Continues a prompt with a run's newest checkpoint, printing the text as it comes. A model with an encoder reads the
-prompt and writes what belongs to it: a translation, an answer.
-
-Filters act in the order temperature, top-k, top-p. The same seed gives the same text.
+prompt and writes what belongs to it. The same seed gives the same text. What is on acts in the order repetition,
+presence, frequency penalty, bias, min-tokens, n-gram ban, temperature, top-k, top-p, min-p.
 """
+USAGE = "python -m llm.generate --workdir=FOLDER (--prompt=TEXT | --prompts=FILE --output=FILE | --chat) [flags]"
+ANSWER_FIELDS = ("completion", "ended", "score", "tokens", "log_probabilities")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("generate", DESCRIPTION)
+    parser.usage = USAGE
+    parser.formatter_class = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=120)  # pyright: ignore
+    add = parser.add_argument
+    add("--workdir", required=True, metavar="FOLDER", help="a run's folder")
+    add("--prompt", metavar="TEXT", help="the text to continue")
+    add("--prompts", metavar="FILE", help='lines {"prompt": ...}; further fields come back with the answer')
+    add("--output", metavar="FILE", help="of the answers to --prompts; a stopped command goes on when given again")
+    add("--batch-size", type=int, metavar="N", help="prompts of --prompts at a time; default 16")
+    add("--chat", action="store_true", help="a conversation by the tokenizer's template: a line of stdin is a turn")
+    add(
+        "--few-shot",
+        metavar="FILE",
+        help='lines {"input": ..., "output": ...} put before each prompt; one line is written',
+    )
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="new tokens at most; else the run's own number, cut to what its context leaves",
+    )
+    add("--temperature", type=float, metavar="T", help="0 is greedy; default 0.8, and 0 with --beams")
+    add("--top-k", type=int, default=0, metavar="K", help="only the K likeliest; 0, the default, is off")
+    add("--top-p", type=float, default=1.0, metavar="P", help="only the likeliest of mass P; 1 is off")
+    add("--min-p", type=float, default=0.0, metavar="P", help="only those P times as likely as the likeliest; 0 is off")
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="makes less likely what stood before; 1 is off",
+    )
+    add(
+        "--presence-penalty",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="taken from logits of what was written; 0 is off",
+    )
+    add("--frequency-penalty", type=float, default=0.0, metavar="R", help="the same each time it was written; 0 is off")
+    add("--no-repeat-ngram", type=int, default=0, metavar="N", help="no N tokens stand twice; 0 is off")
+    add("--logit-bias", action="append", default=[], metavar="ID:X", help="adds X to a token's logit; may be repeated")
+    add("--min-tokens", type=int, default=0, metavar="N", help="the text does not end before")
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends before this text; may be repeated")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws; line n of --prompts, from 0, has seed N + n")
+    add("--beams", type=int, metavar="K", help="the best of a beam search instead of draws")
+    add("--length-penalty", type=float, metavar="A", help="beams compare log-probability / length^A; default 1")
+    add("--log-probabilities", action="store_true", help="of each token, before penalties, temperature and filters")
+    add("--draft", metavar="FOLDER", help="a smaller run guesses tokens ahead: faster, the same distribution")
+    add("--lookup", action="store_true", help="the same by looking back in the text")
+    add("--no-cache", action="store_true", help="compute every step from all tokens, for comparison")
+    return parser
 
 
 def main(argv: list[str]) -> None:
     """Parses, generates and prints."""
-    parser = cli.parser("generate", DESCRIPTION)
-    parser.add_argument("--workdir", required=True, metavar="FOLDER", help="a run's folder")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
-    parser.add_argument(
-        "--max-tokens",
-        type=int,
-        metavar="N",
-        help="new tokens at most; what the context leaves, or the run's own number",
+    flags = _parser().parse_args(argv)
+    sampling = _sampling(flags)
+    _check(flags)
+    examples = None
+    if flags.few_shot is not None:
+        examples = read_lines(flags.few_shot, "--few-shot", ("input", "output"))[1]
+    asked = None
+    if flags.prompts is not None:
+        asked = read_lines(flags.prompts, "--prompts", ("prompt",), ANSWER_FIELDS)
+    writer = Writer(open_run(flags.workdir), flags, sampling, examples)
+    with jax.set_mesh(writer.run.mesh):
+        if flags.chat:
+            _chat(writer)
+        elif asked is not None:
+            _answer_file(writer, *asked)
+        else:
+            _continue(writer)
+
+
+def _sampling(flags: argparse.Namespace) -> SamplingSpec:
+    biases = []
+    for word in flags.logit_bias:
+        token, _, value = word.partition(":")
+        try:
+            biases.append((int(token), float(value)))
+        except ValueError:
+            raise InputError(f"--logit-bias={word}: expected ID:X, a token's id and a number") from None
+    if flags.beams is not None and (flags.temperature or flags.top_k or flags.top_p != 1 or flags.min_p):
+        raise InputError("--beams draws nothing: leave out --temperature, --top-k, --top-p and --min-p")
+    default = 0.8 if flags.beams is None else 0.0
+    names = ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+             "no_repeat_ngram", "min_tokens")  # fmt: skip
+    return SamplingSpec(
+        temperature=default if flags.temperature is None else flags.temperature,
+        logit_bias=tuple(biases),
+        **{name: getattr(flags, name) for name in names},
     )
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy; default 0.8")
-    parser.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="only the K likeliest; 0, the default, is off"
-    )
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="only the likeliest of mass P; 1 is off")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default 0")
-    parser.add_argument("--no-cache", action="store_true", help="compute every step from all tokens, for comparison")
-    flags = parser.parse_args(argv)
-    sampling = SamplingSpec(flags.temperature, flags.top_k, flags.top_p)
-    if not flags.prompt:
+
+
+def _check(flags: argparse.Namespace) -> None:
+    """Raises InputError where flags contradict each other."""
+    modes = [name for name in ("--prompt", "--prompts", "--chat") if getattr(flags, name[2:]) not in (None, False)]
+    if len(modes) != 1:
+        raise InputError(f"expected one of --prompt, --prompts and --chat, got {' and '.join(modes) or 'none'}")
+    if flags.prompt is not None and not flags.prompt:
         raise InputError("--prompt is empty: give the text to continue")
-    if flags.max_tokens is not None and flags.max_tokens < 1:
-        raise InputError(f"--max-tokens={flags.max_tokens} must be at least 1")
+    if (flags.output is None) != (flags.prompts is None):
+        raise InputError("--prompts and --output go together: the answers to the one are written to the other")
+    if flags.batch_size is not None and flags.prompts is None:
+        raise InputError("--batch-size is of --prompts")
+    for name in ("max_tokens", "batch_size", "beams"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')}={value} must be at least 1")
+    if flags.max_tokens is not None and flags.min_tokens > flags.max_tokens:
+        raise InputError(f"--min-tokens={flags.min_tokens} is more than --max-tokens={flags.max_tokens}")
     if not 0 <= flags.seed < 2**32:
         raise InputError(f"--seed={flags.seed} must lie in 0..2^32-1")
+    if any(not stop for stop in flags.stop):
+        raise InputError("--stop is empty: give the text to end before")
+    if flags.length_penalty is not None and flags.beams is None:
+        raise InputError("--length-penalty is of --beams")
+    given = {
+        "--beams": flags.beams is not None, "--draft": flags.draft is not None, "--lookup": flags.lookup,
+        "--chat": flags.chat, "--few-shot": flags.few_shot is not None, "--stop": bool(flags.stop),
+        "--log-probabilities": flags.log_probabilities, "--no-cache": flags.no_cache,
+    }  # fmt: skip
+    apart = [("--beams", tuple(name for name in given if name != "--beams")),
+             ("--draft", ("--lookup", "--log-probabilities", "--no-cache")),
+             ("--lookup", ("--log-probabilities", "--no-cache")),
+             ("--chat", ("--few-shot", "--log-probabilities"))]  # fmt: skip
+    for one, others in apart:
+        for other in others:
+            if given[one] and given[other]:
+                raise InputError(f"{one} and {other} do not go together")
 
-    run = open_run(flags.workdir)
-    kind = run.experiment.objective.kind
-    if kind not in models.WRITING:
-        raise InputError(f"{run.workdir} was trained for objective.kind={kind!r}: it writes nothing")
-    tokenizer, context = run.tokenizer, run.model.spec.context
-    ids, start, end = tokenizer.encode(flags.prompt), specials(tokenizer).start, tokenizer.end_of_text
-    before = opening(run.experiment.generation.opening, end, tokenizer.bos)
-    prompt, source = put(kind, run.model.reads_source, ids, before, end, start)
-    check_lengths(len(prompt), 1, context)
-    room = run.experiment.generation.max_tokens if context is None else context - len(prompt)
-    stream = StreamDecoder(tokenizer)
 
-    def show(row: int, token: int) -> None:
-        del row
-        sys.stdout.write(stream.push(token))
-        sys.stdout.flush()
+@dataclasses.dataclass
+class Answer:
+    """What was written to a prompt; log-probabilities and score are None where there are none."""
 
-    if kind not in ("seq2seq", "span_corruption"):  # whose output does not go on from the prompt
-        sys.stdout.write(flags.prompt)
-    with jax.set_mesh(run.mesh):
-        generate(
-            run.model,
-            run.params,
-            [prompt],
-            flags.max_tokens or room,
-            sampling,
-            context=context,
-            vocab_size=tokenizer.vocab_size,
-            end_of_text=tokenizer.end_of_text,
-            sources=None if source is None else [source],
-            seed=flags.seed,
-            use_cache=not flags.no_cache,
-            on_token=show,
+    text: str
+    tokens: list[int]
+    ended: str
+    log_probabilities: list[float] | None = None
+    score: float | None = None
+
+
+class Writer:
+    """A run's model with everything that the flags say."""
+
+    def __init__(self, run: Run, flags: argparse.Namespace, sampling: SamplingSpec, examples: list[dict] | None):
+        self.run, self.flags, self.sampling, self.examples = run, flags, sampling, examples
+        self.kind: str = run.experiment.objective.kind
+        if self.kind not in models.WRITING:
+            raise InputError(f"{run.workdir} was trained for objective.kind={self.kind!r}: it writes nothing")
+        self.tokenizer: Tokenizer = run.tokenizer
+        self.context: int | None = run.model.spec.context
+        for flag in ("few_shot", "chat"):
+            if getattr(flags, flag) and run.model.reads_source:
+                name = flag.replace("_", "-")
+                raise InputError(f"--{name} needs a model that continues a text; this one reads a source")
+        self.ends: list[int] = [self.tokenizer.end_of_text, *run.experiment.generation.ends]
+        self.stops = [*flags.stop, *([FEW_SHOT_STOP] if examples is not None else [])]
+        self._guesser = self._open_guesser()
+
+    def _open_guesser(self) -> Draft | Lookup | None:
+        if self.flags.lookup:
+            return Lookup()
+        if self.flags.draft is None:
+            return None
+        draft = open_run(self.flags.draft)
+        if draft.tokenizer.fingerprint != self.tokenizer.fingerprint:
+            raise InputError(f"--draft={self.flags.draft} has another tokenizer than {self.run.workdir}")
+        everywhere = jax.sharding.NamedSharding(self.run.mesh, jax.sharding.PartitionSpec())
+        return Draft(draft.model, jax.device_put(jax.device_get(draft.params), everywhere))
+
+    def put(self, text: str) -> tuple[list[int], list[int] | None]:
+        """(what opens the row, what the encoder reads or None) for a prompt, after the examples if there are some."""
+        text = text if self.examples is None else few_shot(self.examples, text)
+        ids, start, end = self.tokenizer.encode(text), specials(self.tokenizer).start, self.tokenizer.end_of_text
+        before = opening(self.run.experiment.generation.opening, end, self.tokenizer.bos)
+        return put(self.kind, self.run.model.reads_source, ids, before, end, start)
+
+    def room(self, prompt: Sequence[int]) -> int:
+        """Tokens that a prompt may be continued by; raises InputError where there is no room."""
+        check_lengths(len(prompt), self.flags.max_tokens or 1, self.context)
+        own = self.run.experiment.generation.max_tokens
+        own = own if self.context is None else min(own, self.context - len(prompt))
+        return self.flags.max_tokens or own
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sources: Sequence[Sequence[int]] | None,
+        limits: Sequence[int],
+        seeds: Sequence[int],
+        show: Callable[[str], None] = lambda text: None,
+    ) -> list[Answer]:
+        """Continues each prompt; `show` gets the text piece by piece, where there is one prompt."""
+        model, params, flags = self.run.model, self.run.params, self.flags
+        how: dict[str, Any] = dict(
+            context=self.context, vocab_size=self.tokenizer.vocab_size, end_of_text=self.ends, sources=sources
         )
-    print(stream.flush())
+        if flags.beams is not None:
+            penalty = 1.0 if flags.length_penalty is None else flags.length_penalty
+            found = beam_search(model, params, prompts, limits, flags.beams, sampling=self.sampling,
+                                length_penalty=penalty, **how)  # fmt: skip
+            best = [hypotheses[0] for hypotheses in found]
+            answers = [Answer(self.tokenizer.decode(h.tokens), list(h.tokens), h.ended, score=h.score) for h in best]
+            show(answers[0].text)
+            return answers
+        streams = [TextStream(StreamDecoder(self.tokenizer), self.stops) for _ in prompts]
+
+        def on_token(row: int, token: int) -> bool:
+            show(streams[row].push(token))
+            return streams[row].stopped
+
+        how |= {"seed": seeds, "on_token": on_token}
+        if self._guesser is not None:
+            completions = speculate(model, params, self._guesser, prompts, limits, self.sampling, **how)
+        else:
+            completions = complete(
+                model, params, prompts, limits, self.sampling, use_cache=not flags.no_cache,
+                log_probabilities=flags.log_probabilities, **how,
+            )  # fmt: skip
+        for stream in streams:
+            show(stream.flush())
+        # What follows "Output:" begins with a space.
+        texts = [stream.text if self.examples is None else stream.text.strip() for stream in streams]
+        return [
+            Answer(text, one.tokens, one.ended, one.log_probabilities if flags.log_probabilities else None)
+            for text, one in zip(texts, completions)
+        ]
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _continue(writer: Writer) -> None:
+    prompt, source = writer.put(writer.flags.prompt)
+    limit = writer.room(prompt)
+    if writer.kind not in ("seq2seq", "span_corruption") and writer.examples is None:  # else it does not go on from it
+        _show(writer.flags.prompt)
+    sources = None if source is None else [source]
+    (answer,) = writer.write([prompt], sources, [limit], [writer.flags.seed], _show)
+    print()
+    if answer.log_probabilities is not None:
+        for token, value in zip(answer.tokens, answer.log_probabilities):
+            print(f"{value:10.4f}  {writer.tokenizer.token(token)!r}")
+
+
+def _answer_file(writer: Writer, places: list[str], lines: list[dict[str, Any]]) -> None:
+    """Answers a file of prompts, a batch at a time, going on where the same command was stopped."""
+    flags, size = writer.flags, writer.flags.batch_size or 16
+    rows = []
+    for number, (place, line) in enumerate(zip(places, lines)):
+        try:
+            prompt, source = writer.put(line["prompt"])
+            rows.append((prompt, source, writer.room(prompt), (flags.seed + number) % 2**32))
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from None
+    ignored = ("prompts", "output", "workdir", "prompt", "few_shot")
+    settings = {name: value for name, value in vars(flags).items() if name not in ignored}
+    run = str(writer.run.workdir.resolve()), writer.run.step
+    made_of = [lines, writer.examples, settings | {"batch_size": size}, run]
+    file = AnswerFile(flags.output, made_of, size)
+    bar = tqdm(total=len(lines), initial=file.done, desc="answering", unit="prompt", file=sys.stderr)
+    with stop_signal.deferred(), bar:
+        for start in range(file.done, len(rows), size):
+            batch = rows[start : start + size]
+            # The last batch is filled up with rows of nothing, so that it needs no program of its own.
+            full = batch + [(*batch[0][:2], 0, 0)] * (size - len(batch))
+            prompts, sources, limits, seeds = map(list, zip(*full))
+            answers = writer.write(prompts, sources if writer.run.model.reads_source else None, limits, seeds)
+            file.add(line | _fields(answer) for line, answer in zip(lines[start : start + size], answers))
+            bar.update(len(batch))
+            if stop_signal.requested and start + size < len(rows):
+                raise Stopped(f"answered {start + len(batch)} of {len(rows)} prompts; the same command goes on")
+        file.finish()
+    print(f"{flags.output}: {len(lines)} answers")
+
+
+def _fields(answer: Answer) -> dict[str, Any]:
+    found: dict[str, Any] = {"completion": answer.text, "ended": answer.ended}
+    if answer.score is not None:
+        found["score"] = answer.score
+    if answer.log_probabilities is not None:
+        found |= {"tokens": answer.tokens, "log_probabilities": answer.log_probabilities}
+    return found
+
+
+def _chat(writer: Writer) -> None:
+    """Answers each line of stdin, the conversation so far before it."""
+    writer.ends += end_of_turn(writer.tokenizer)
+    messages: list[dict[str, str]] = []
+    asking = sys.stdin.isatty()
+    for turn, line in enumerate(_turns(asking)):
+        messages.append({"role": "user", "content": line})
+        prompt = writer.tokenizer.chat(messages)
+        try:
+            limit = writer.room(prompt)
+        except InputError as error:
+            raise InputError(f"the conversation has grown too long, begin a new one: {error}") from None
+        (answer,) = writer.write([prompt], None, [limit], [(writer.flags.seed + turn) % 2**32], _show)
+        print(flush=True)
+        messages.append({"role": "assistant", "content": answer.text})
+
+
+def _turns(asking: bool):
+    """Lines of stdin that are not blank."""
+    while True:
+        if asking:
+            _show("> ")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+def end_of_turn(tokenizer: Tokenizer) -> list[int]:
+    """The token by which the tokenizer's template closes an answer, if it closes it by a special one."""
+    asked = [{"role": "user", "content": "a"}]
+    opened = tokenizer.chat(asked)
+    closed = tokenizer.chat([*asked, {"role": "assistant", "content": "b"}], add_generation_prompt=False)
+    if closed[: len(opened)] != opened:
+        return []
+    special = set(tokenizer.special_tokens.values())
+    return [token for token in closed[len(opened) :] if token in special][:1]
 
 
 if __name__ == "__main__":

@@ -155,6 +155,16 @@ def test_translations_are_written_scored_and_asked_for(data, tmp_path):
     assert found and all(by_source[record["source"]] == record["reference"] for record in found)
     result = verb("generate", f"--workdir={tmp_path}", "--prompt=one two", "--max-tokens=5", "--temperature=0")
     assert result.returncode == 0 and not result.stdout.startswith("one two"), result.stderr
+    asked, answered = tmp_path / "asked.jsonl", tmp_path / "answered.jsonl"
+    asked.write_text('{"prompt": "one two three", "id": 1}\n{"prompt": "red"}\n')
+    files = [f"--prompts={asked}", f"--output={answered}"]
+    result = verb("generate", f"--workdir={tmp_path}", *files, "--beams=3", "--max-tokens=6", "--batch-size=4")
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in answered.read_text().splitlines()]
+    assert [answer["prompt"] for answer in answers] == ["one two three", "red"] and answers[0]["id"] == 1
+    assert all(answer["score"] < 0 and isinstance(answer["completion"], str) for answer in answers)
+    chat = verb("generate", f"--workdir={tmp_path}", "--chat")
+    assert_refused(chat, "--chat needs a model that continues a text; this one reads a source")
 
 
 def test_a_stopped_stream_goes_on_with_its_state(data, tmp_path):

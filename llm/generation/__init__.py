@@ -1,7 +1,7 @@
-"""Generating text: sampling rules and the cached decoding loop."""
+"""Generating text: sampling rules, the cached decoding loop, and the ways to run it."""
 
-from llm.generation.engine import generate
+from llm.generation.engine import Completion, complete, generate
 from llm.generation.sampling import filter_logits, sample
 from llm.generation.spec import GenerationSpec, SamplingSpec
 
-__all__ = ["GenerationSpec", "SamplingSpec", "filter_logits", "generate", "sample"]
+__all__ = ["Completion", "GenerationSpec", "SamplingSpec", "complete", "filter_logits", "generate", "sample"]

@@ -60,8 +60,9 @@ class Model(Protocol):
     def init_cache(self, batch: int, length: int, source_length: int = 0) -> Any:
         """An empty cache for `batch` rows of at most `length` tokens, and sources of `source_length`.
 
-        Its `lengths_B` counts the tokens of each row so far. The first call after it gives the source, later ones do
-        not.
+        Its `lengths_B` counts the tokens of each row so far. The arrays of its `layers` have the rows at axis 1, all
+        others at axis 0; a `KVCache` is taken back by smaller lengths alone. The first call after it gives the source,
+        later ones do not.
         """
         ...
 

@@ -1,26 +1,30 @@
 """The decoding loop: cached = uncached, batch = single, and where rows end."""
 
 import jax
+import numpy as np
 import pytest
 
 from llm.errors import InputError
-from llm.generation import SamplingSpec, generate
+from llm.generation import SamplingSpec, complete, generate
 from tests.models.test_gpt import SPECS, make
+from tests.quick import quick
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
 
 
-def run(name, prompts, sampling, max_tokens=12, **how):
+def lively(name):
+    """A model that looks back, as one from scratch hardly does: what it sees shows in what it writes."""
     model, params = make(SPECS[name])
-    params = jax.tree.map(
-        lambda x: 8 * x, params
-    )  # from scratch a model hardly looks back: what it sees would not show
+    return model, jax.tree.map(lambda x: 8 * x, params)
+
+
+def run(name, prompts, sampling, max_tokens=12, call=generate, **how):
     how = {"context": 24, "vocab_size": 31, "end_of_text": None, **how}
-    return generate(model, params, prompts, max_tokens, sampling, **how)
+    return call(*lively(name), prompts, max_tokens, sampling, **how)
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("sampling", [SamplingSpec(0.0), SamplingSpec(1.0, top_k=7, top_p=0.9)], ids=str)
+@pytest.mark.parametrize("sampling", [SamplingSpec(0.0), SamplingSpec(1.0, 7, 0.9)], ids=["greedy", "drawn"])
 def test_cached_equals_uncached_token_for_token(name, sampling):
     assert run(name, PROMPTS, sampling) == run(name, PROMPTS, sampling, use_cache=False)
 
@@ -47,9 +51,76 @@ def test_a_row_ends_at_the_end_of_text_and_the_others_go_on():
     assert [[t for r, t in shown if r == row] for row in range(3)] == ended
 
 
+EVERYTHING = SamplingSpec(
+    0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.2,
+    no_repeat_ngram=2, logit_bias=((3, 1.5), (4, float("-inf"))), min_tokens=3,
+)  # fmt: skip
+SCORED = dict(end_of_text=[5, 9], log_probabilities=True, call=complete)
+
+
+def test_rows_with_limits_seeds_ends_and_penalties_of_their_own_are_single_runs():
+    """A batch of unlike prompts, in two orders, with and without the cache, row by row as if it were alone."""
+    how = SCORED
+    limits, seeds = [12, 3, 7], [11, 12, 13]
+    batch = run("tiny", PROMPTS, EVERYTHING, limits, seed=seeds, **how)
+    turned = run("tiny", PROMPTS[::-1], EVERYTHING, limits[::-1], seed=seeds[::-1], **how)[::-1]
+    whole = run("tiny", PROMPTS, EVERYTHING, limits, seed=seeds, use_cache=False, **how)
+    single = [run("tiny", [p], EVERYTHING, n, seed=s, **how)[0] for p, n, s in zip(PROMPTS, limits, seeds)]
+    for row, limit in enumerate(limits):
+        for other in (turned, whole, single):
+            assert batch[row].tokens == other[row].tokens and batch[row].ended == other[row].ended
+            np.testing.assert_allclose(batch[row].log_probabilities, other[row].log_probabilities, atol=1e-5)
+        tokens = [*PROMPTS[row], *batch[row].tokens]
+        pairs = list(zip(tokens, tokens[1:]))
+        assert len(set(pairs)) == len(pairs) and not {4, 5, 9} & set(batch[row].tokens)
+        assert len(batch[row].tokens) == limit or (batch[row].ended == "end" and 3 <= len(batch[row].tokens) < limit)
+    assert batch[1].ended == "length"
+
+
+def test_log_probabilities_are_the_models_own():
+    model, params = lively("tiny")
+    for prompt, row in zip(PROMPTS, run("tiny", PROMPTS, EVERYTHING, [12, 3, 7], **SCORED)):
+        tokens = [*prompt, *row.tokens]
+        whole = {"tokens": np.array([tokens + [0] * (24 - len(tokens))], np.int32)}
+        logits = np.float64(quick(logits_of(model))(params, whole))[0]
+        logits -= np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        want = [logits[place - 1, tokens[place]] for place in range(len(prompt), len(tokens))]
+        np.testing.assert_allclose(row.log_probabilities, want, atol=1e-4)
+
+
+def logits_of(model):
+    return lambda p, b: model.apply({"params": p}, model.apply({"params": p}, b).hidden_BTD, method="unembed")
+
+
+def test_on_token_stops_its_row_alone():
+    greedy = SamplingSpec(0.0)
+    free = run("tiny", PROMPTS, greedy)
+    count = [0, 0, 0]
+
+    def third_of_row_1(row, token):
+        count[row] += 1
+        return row == 1 and count[row] == 3
+
+    stopped = run("tiny", PROMPTS, greedy, call=complete, on_token=third_of_row_1)
+    assert [row.tokens for row in stopped] == [free[0], free[1][:3], free[2]] and count == [12, 3, 12]
+    assert [row.ended for row in stopped] == ["length", "stopped", "length"]
+
+
+def test_steps_share_one_program_whatever_the_history():
+    from llm.generation import engine
+
+    before = engine._cached_step._cache_size()
+    for n, prompt in enumerate(PROMPTS):
+        run("tiny", [prompt], SamplingSpec(0.7, no_repeat_ngram=3, presence_penalty=0.5), 8 + n, seed=n)
+    assert engine._cached_step._cache_size() - before == 2  # prompts of up to eight tokens, and one token
+
+
 def test_limits():
     assert run("tiny", PROMPTS, SamplingSpec(0.0), max_tokens=0) == [[], [], []]
     assert run("tiny", [], SamplingSpec(0.0)) == []
+    assert list(map(len, run("tiny", PROMPTS, SamplingSpec(0.0), max_tokens=[0, 2, 1]))) == [0, 2, 1]
+    with pytest.raises(InputError, match="names the id 31: the vocabulary has 31"):
+        run("tiny", PROMPTS, SamplingSpec(0.0, logit_bias=((31, 1.0),)))
     full = run("tiny", [[1] * 20], SamplingSpec(0.0), max_tokens=4)  # to the last place of the context
     assert full == run("tiny", [[1] * 20], SamplingSpec(0.0), max_tokens=4, use_cache=False) and len(full[0]) == 4
     for prompts, count, message in [([[]], 1, "empty"), ([[1] * 24], 1, "shorten"), ([[1] * 20], 5, "at most 4")]:
@@ -72,11 +143,14 @@ def test_with_the_cache_each_step_reads_one_token(monkeypatch):
     for name in ("_cached_step", "_full_step"):
         step, seen = getattr(engine, name), shapes.setdefault(name, [])
         monkeypatch.setattr(
-            engine, name, lambda *a, step=step, seen=seen: (seen.append((a[4], a[5].shape)), step(*a))[1]
+            engine, name, lambda *a, step=step, seen=seen: (seen.append((a[3], a[4].shape)), step(*a))[1]
         )
     run("tiny", PROMPTS, SamplingSpec(0.0), max_tokens=4)
     assert [tokens for _, tokens in shapes["_cached_step"]] == [(3, 8), (3, 1), (3, 1), (3, 1)]
     assert shapes["_full_step"] == []
+    shapes["_cached_step"].clear()
+    run("tiny", PROMPTS, SamplingSpec(0.0), max_tokens=12, end_of_text=range(31))
+    assert len(shapes["_cached_step"]) == 1  # nothing is computed after the last row has ended
     run("tiny", PROMPTS, SamplingSpec(0.0), max_tokens=2, use_cache=False)
     assert [carried.shape for carried, _ in shapes["_full_step"]] == [(3, 24), (3, 24)]
 

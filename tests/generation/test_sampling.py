@@ -1,5 +1,8 @@
 """Sampling at its corners, against a float64 oracle."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,8 @@ import pytest
 
 from llm.errors import InputError
 from llm.generation import SamplingSpec, filter_logits, sample
+from llm.generation.sampling import distribution
+from tests.helpers import ROOT, environment
 
 
 def kept(probabilities, **how):
@@ -16,8 +21,8 @@ def kept(probabilities, **how):
 
 def test_top_p():
     a, b = [0.5, 0.3, 0.1, 0.1], [0.5, 0.3, 0.15, 0.05]
-    assert kept(a, top_p=0.8) in ({0, 1}, {0, 1, 2})  # 0.5 + 0.3 is not 0.8 in float32
-    assert kept(a, top_p=0.79) == {0, 1}
+    assert kept(a, top_p=0.8) == kept(b, top_p=0.8) == {0, 1}  # though 0.5 + 0.3 is not 0.8 in float32
+    assert kept(a, top_p=0.79) == {0, 1} and kept(a, top_p=0.81) == {0, 1, 2}
     assert kept(a, top_p=0.6) == kept(b, top_p=0.6) == {0, 1}
     assert kept(a, top_p=0.0) == {0}
     assert kept(a, top_p=1.0) == {0, 1, 2, 3}
@@ -27,6 +32,13 @@ def test_top_k():
     assert kept([0.2] * 5, top_k=2) == {0, 1}  # ties go to the lower ids
     assert kept([0.1, 0.2, 0.7], top_k=1) == {2}
     assert kept([0.2] * 5, top_k=0) == kept([0.2] * 5, top_k=9) == set(range(5))
+
+
+def test_min_p():
+    assert kept([0.5, 0.3, 0.15, 0.05], min_p=0.29) == {0, 1, 2}
+    assert kept([0.5, 0.3, 0.15, 0.05], min_p=0.31) == {0, 1}
+    assert kept([0.5, 0.3, 0.15, 0.05], min_p=1.0) == {0} and kept([0.25] * 4, min_p=1.0) == {0, 1, 2, 3}
+    assert kept([0.5, 0.3, 0.15, 0.05], min_p=0.31, temperature=2.0) == {0, 1, 2, 3}  # after the temperature
 
 
 def oracle(logits, temperature, top_k, top_p):
@@ -60,7 +72,9 @@ def test_greedy_is_argmax_for_any_key_and_tiny_temperatures_are_finite():
     for seed in range(3):
         keys = jax.random.split(jax.random.key(seed), 4)
         np.testing.assert_array_equal(sample(keys, logits, SamplingSpec(0.0)), logits.argmax(-1))
-        np.testing.assert_array_equal(sample(keys, logits, SamplingSpec(1e-4)), logits.argmax(-1))
+        for temperature in (1e-4, 1e-30):
+            np.testing.assert_array_equal(sample(keys, logits, SamplingSpec(temperature)), logits.argmax(-1))
+    assert np.isfinite(distribution(logits, SamplingSpec(1e-30))).all()
 
 
 def test_draws_follow_the_distribution_and_never_take_what_is_impossible():
@@ -74,15 +88,46 @@ def test_draws_follow_the_distribution_and_never_take_what_is_impossible():
     assert chi_square < 16.3  # 0.1% of three degrees of freedom
 
 
+ON_EIGHT_DEVICES = """
+import jax, numpy as np
+from llm.generation import SamplingSpec, sample
+logits = jax.numpy.asarray(np.random.default_rng(0).normal(size=(16, 40)), "float32")
+keys, draw = jax.random.split(jax.random.key(3), 16), jax.jit(sample, static_argnums=2)
+rows = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices(), "data"), jax.sharding.PartitionSpec("data"))
+for spec in (SamplingSpec(1.0), SamplingSpec(0.8, 9, 0.9, 0.02)):
+    apart = draw(*jax.device_put((keys, logits), rows), spec)
+    assert len(apart.sharding.device_set) == 8
+    np.testing.assert_array_equal(draw(keys, logits, spec), apart)
+"""
+
+
+def test_the_same_keys_give_the_same_tokens_on_one_and_eight_devices():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    run = subprocess.run([sys.executable, "-c", ON_EIGHT_DEVICES], cwd=ROOT, env=environment(**flags),
+                         capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"temperature": -0.1},
         {"temperature": float("nan")},
+        {"temperature": 1e-40},
         {"temperature": float("inf")},
         {"top_k": -1},
         {"top_p": 1.1},
         {"top_p": -0.1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"no_repeat_ngram": -1},
+        {"min_tokens": -1},
+        {"logit_bias": ((3, float("nan")),)},
+        {"logit_bias": ((-3, 1.0),)},
+        {"logit_bias": ((3, 1.0), (3, 2.0))},
     ],
 )
 def test_wrong_values_are_refused(wrong):

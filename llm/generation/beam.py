@@ -1,0 +1,161 @@
+"""Beam search over the explicit cache, whose rows follow their hypotheses."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm.errors import InputError
+from llm.generation.engine import Ends, begin_history, feed, init_cache, lay_out, make_rules
+from llm.generation.penalties import adjust_logits
+from llm.generation.rows import take_rows
+from llm.generation.spec import SamplingSpec
+from llm.models import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """One way to continue a prompt.
+
+    Attributes:
+        tokens: without the one that ended it.
+        log_probability: of all generated tokens together, that which ended it among them.
+        score: log_probability / length ** length_penalty; the length too counts generated tokens alone, and the end.
+        ended: "end" by an end of text, "length" by the limit.
+    """
+
+    tokens: tuple[int, ...]
+    log_probability: float
+    score: float
+    ended: str
+
+
+def beam_search(
+    model: Model,
+    params,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int | Sequence[int],
+    beams: int,
+    *,
+    context: int | None,
+    vocab_size: int,
+    end_of_text: Ends,
+    sources: Sequence[Sequence[int]] | None = None,
+    sampling: SamplingSpec = SamplingSpec(0.0),
+    length_penalty: float = 1.0,
+) -> list[list[Hypothesis]]:
+    """At most `beams` continuations of each prompt, the best score first.
+
+    A row keeps its `beams` likeliest unfinished hypotheses. One of the `beams` likeliest continuations that ends is set
+    aside with its score and not touched again; the row is done when `beams` are, or at `max_tokens`, where the
+    unfinished ones join. One beam is greedy decoding. Rows do not depend on each other.
+
+    Args:
+        prompts, max_tokens, context, vocab_size, end_of_text, sources: as in `llm.generation.engine.complete`.
+        beams: hypotheses of a row.
+        sampling: its penalties and bans hold inside each hypothesis, and probabilities are those after them; nothing
+            is drawn, so it must be greedy.
+        length_penalty: exponent of the length; 0 compares plain probabilities, more prefers longer ones.
+
+    Raises:
+        InputError: as `complete` does, or settings that do not fit.
+    """
+    if beams < 1:
+        raise InputError(f"beams={beams}: must be at least 1")
+    if sampling.temperature or sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+        raise InputError(
+            f"beams={beams}: beam search draws nothing, so temperature must be 0 and top_k, top_p and min_p be left out"
+        )
+    if not np.isfinite(length_penalty):
+        raise InputError(f"length_penalty={length_penalty}: must be a finite number")
+    if not prompts:
+        return []
+    rules = make_rules(sampling, vocab_size, end_of_text)
+    limits, lengths, tokens, room, source = lay_out(prompts, max_tokens, context, sources)
+    rows, cache = len(prompts), init_cache(model, len(prompts), room, source)
+    history = begin_history(tokens, lengths, room) if sampling.looks_back else None
+
+    def scored(words: tuple[int, ...], total: float, ended: str) -> Hypothesis:
+        length = len(words) + (ended == "end")
+        return Hypothesis(words, total, total / max(length, 1) ** length_penalty, ended)
+
+    live: list[list[tuple[int, ...]]] = [[()] for _ in prompts]
+    running = np.array([limit > 0 for limit in limits])
+    finished = [[] if run else [scored((), 0.0, "length")] for run in running]
+    state = None
+    for n in range(max(limits)):
+        drawn = np.full(rows * beams, n, np.int32)
+        if state is None:
+            arguments = jnp.asarray(tokens), jnp.asarray(lengths), drawn, source
+            state, cache, history = _first(model, rules, beams, params, cache, history, *arguments)
+        else:
+            real = jnp.asarray(np.repeat(running, beams).astype(np.int32))
+            state, cache, history = _step(model, rules, params, cache, history, state[:3], real, drawn)
+        totals, parents, words, ends, end_parents = (np.asarray(x).tolist() for x in state)
+        for row in np.flatnonzero(running):
+            before = live[row]
+            finished[row] += [
+                scored(before[parent], total, "end")
+                for total, parent in zip(ends[row], end_parents[row])
+                if total > -np.inf
+            ]
+            # A total of -inf is no hypothesis; those stand last, so numbers stay the device's.
+            live[row] = [
+                (*before[parent], word)
+                for total, parent, word in zip(totals[row], parents[row], words[row])
+                if total > -np.inf
+            ]
+            if n + 1 == limits[row]:
+                finished[row] += [scored(*one, "length") for one in zip(live[row], totals[row])]
+            running[row] = n + 1 < limits[row] and len(finished[row]) < beams and bool(live[row])
+        if not running.any():
+            break
+    return [sorted(row, key=lambda one: -one.score)[:beams] for row in finished]
+
+
+def _select(model, rules, params, hidden_RD, totals_BK, drawn_R, history):
+    """What comes after each row's hypotheses, likeliest first.
+
+    Returns:
+        (totals_BK, parents_BK, tokens_BK) of the likeliest that do not end, and of the K likeliest that do
+        (totals_BK, -inf where it does not; parents_BK). Parents are numbers within the row.
+    """
+    B, K = totals_BK.shape
+    logits_RV = model.apply({"params": params}, hidden_RD, method="unembed")[:, : rules.vocab_size]
+    adjusted_RV = adjust_logits(logits_RV, rules.sampling, history, drawn_R, rules.ends)
+    vocab = adjusted_RV.shape[-1]
+    totals_BKV = totals_BK[..., None] + jax.nn.log_softmax(adjusted_RV, axis=-1).reshape(B, K, vocab)
+    is_end_V = jnp.zeros((vocab,), bool).at[jnp.array(rules.ends, jnp.int32)].set(True)
+    best_BK, place_BK = jax.lax.top_k(totals_BKV.reshape(B, K * vocab), K)
+    ends_BK = jnp.where(is_end_V[place_BK % vocab], best_BK, -jnp.inf)
+    going_BKV = jnp.where(is_end_V, -jnp.inf, totals_BKV)
+    live_BK, live_place_BK = jax.lax.top_k(going_BKV.reshape(B, K * vocab), K)
+    return live_BK, live_place_BK // vocab, live_place_BK % vocab, ends_BK, place_BK // vocab
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _first(model, rules, beams, params, cache, history, tokens_BT, real_B, drawn_R, source):
+    """Reads the prompts, once each, and begins their hypotheses."""
+    B = tokens_BT.shape[0]
+    last_BD, cache = feed(model, params, cache, tokens_BT, real_B, source)
+    rows_R = jnp.repeat(jnp.arange(B), beams)
+    history = None if history is None else history.take(rows_R)
+    # There is one hypothesis yet; copies of it would fill the beams with the same.
+    totals_BK = jnp.where(jnp.arange(beams) == 0, 0.0, jnp.full((B, 1), -jnp.inf))
+    state = _select(model, rules, params, last_BD[rows_R], totals_BK, drawn_R, history)
+    return state, take_rows(cache, rows_R), history
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
+def _step(model, rules, params, cache, history, chosen, real_R, drawn_R):
+    """Feeds each hypothesis its newest token, to the cache of the hypothesis that it goes on from."""
+    totals_BK, parents_BK, tokens_BK = chosen
+    B, K = totals_BK.shape
+    rows_R = (jnp.arange(B)[:, None] * K + parents_BK).reshape(-1)
+    tokens_R = tokens_BK.reshape(-1)
+    history = None if history is None else history.take(rows_R).append(tokens_R)
+    last_RD, cache = feed(model, params, take_rows(cache, rows_R), tokens_R[:, None], real_R, {})
+    return _select(model, rules, params, last_RD, totals_BK, drawn_R, history), cache, history
