@@ -74,7 +74,7 @@ def test_bans_hold_inside_every_beam():
         np.testing.assert_allclose(one.log_probability, every[one.tokens, one.ended], atol=2e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["gpt3", "rnn lstm", "t5 1.0"])
 def test_one_beam_is_greedy_and_rows_are_alone(name):
     """Few beams of unlike prompts with limits of their own: each row as if it were the only one."""
     built, params, context = model(name)

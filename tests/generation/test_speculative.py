@@ -11,7 +11,7 @@ from llm.errors import InputError
 from llm.generation import SamplingSpec, complete
 from llm.generation.penalties import History
 from llm.generation.speculative import Account, Draft, Lookup, _looked_up, speculate
-from tests.generation.families import NAMES, logits, model, sources
+from tests.generation.families import logits, model, sources
 from tests.generation.test_engine import PROMPTS
 
 RULES = SamplingSpec(0.0, repetition_penalty=1.4, no_repeat_ngram=3, min_tokens=2)
@@ -25,9 +25,17 @@ def draft(name):
     return Draft(built, jax.tree.map(lambda x: x + np.float32(0.05 * rng.normal(size=x.shape)), params))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("guesser", ["draft", "lookup"])
-def test_greedy_is_plain_greedy(name, guesser):
+@pytest.mark.parametrize(
+    "guesser, name",
+    [
+        ("draft", "gpt3"),
+        ("draft", "rnn lstm"),
+        ("draft", "t5 1.0"),
+        ("lookup", "llama"),
+        ("lookup", "encdec post-norm"),
+    ],
+)
+def test_greedy_is_plain_greedy(guesser, name):
     built, params, context = model(name)
     how = dict(context=context, vocab_size=61, end_of_text=[7, 20], **sources(name, 3))
     limits, account = [12, 5, 14], Account()
@@ -41,9 +49,9 @@ def test_greedy_is_plain_greedy(name, guesser):
 
 @pytest.mark.parametrize("guesser", ["draft", "lookup"])
 def test_draws_have_the_models_own_distribution(guesser):
-    """Three tokens of 8,000 rows, against the probabilities of all 27 by whole rows."""
+    """Three tokens of 5,000 rows, against the probabilities of all 27 by whole rows."""
     built, params, context = model("llama")
-    small, rows, prompt = 3, 8000, [1, 2, 1]
+    small, rows, prompt = 3, 5000, [1, 2, 1]
     spec = SamplingSpec(1.3, top_p=0.97)
     every = np.array([[*prompt, a, b, c] for a in range(small) for b in range(small) for c in range(small)], np.int32)
     found = logits("llama")({"tokens": every})[:, 2:5, :small] / spec.temperature

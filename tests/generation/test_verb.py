@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from llm import sharding
 from llm.errors import InputError
 from llm.generate import end_of_turn, main
 from llm.tokenization import Tokenizer, TokenizerSpec, train, training
@@ -33,8 +34,10 @@ def run(tmp_path_factory, corpus) -> pathlib.Path:
 
 
 @pytest.fixture
-def written(run, capsys):
+def written(run, capsys, monkeypatch):
     """What the verb prints, by its main in this process: programs are compiled once for all tests."""
+    # The number of devices is set before the first use of JAX, which has been.
+    monkeypatch.setattr(sharding, "request_cpu_devices", lambda mesh: None)
 
     def call(*flags: str) -> str:
         capsys.readouterr()
@@ -129,7 +132,7 @@ def test_a_file_of_prompts_that_is_stopped_ends_byte_equal(run, written, prompts
     with partial.open("ab") as file:
         file.write(b'{"prompt": "cut of')
     with pytest.raises(InputError, match="again.jsonl.partial was begun with other prompts"):
-        main([*flags, f"--output={again}", "--seed=1"])
+        written(*flags[1:], f"--output={again}", "--seed=1")
     result = verb("generate", *flags, f"--output={again}")
     assert result.returncode == 0 and "answering: 100%" in result.stderr, result.stderr
     assert again.read_bytes() == whole.read_bytes()
@@ -137,7 +140,7 @@ def test_a_file_of_prompts_that_is_stopped_ends_byte_equal(run, written, prompts
     alone = written(f"--prompt={answers[7]['prompt']}", "--seed=7", "--max-tokens=40")
     assert alone == answers[7]["prompt"] + answers[7]["completion"] + "\n"
     with pytest.raises(InputError, match="is there already"):
-        main([*flags, f"--output={again}"])
+        written(*flags[1:], f"--output={again}")
 
 
 def test_a_short_last_batch_compiles_nothing(written, tmp_path):
@@ -166,13 +169,13 @@ def test_examples_before_the_prompt(run, written, tmp_path):
     assert written(f"--prompt={plain}", "--stop=\n", *how[1:]) == plain + shown
 
 
-def test_a_refusal_is_one_line(run, tmp_path):
+def test_a_refusal_is_one_line(run, written, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "x"}\n{"prompt": "%s"}\n' % ("x" * 200))
     flags = [f"--workdir={run}", f"--prompts={path}", f"--output={tmp_path / 'o'}"]
     assert_refused(verb("generate", *flags), f"{path}:2: the prompt has 201 tokens", "context is 160")
     with pytest.raises(InputError, match="the id 999: the vocabulary has 258"):
-        main([f"--workdir={run}", "--prompt=x", "--logit-bias=999:1"])
+        written("--prompt=x", "--logit-bias=999:1")
 
 
 @pytest.mark.parametrize(
