@@ -152,7 +152,7 @@ def test_with_the_cache_each_step_reads_one_token(monkeypatch):
     run("tiny", PROMPTS, SamplingSpec(0.0), max_tokens=12, end_of_text=range(31))
     assert len(shapes["_cached_step"]) == 1  # nothing is computed after the last row has ended
     run("tiny", PROMPTS, SamplingSpec(0.0), max_tokens=2, use_cache=False)
-    assert [carried.shape for carried, _ in shapes["_full_step"]] == [(3, 24), (3, 24)]
+    assert [carried.shape for carried, _ in shapes["_full_step"]] == [(3, 8), (3, 8)]
 
 
 def test_ids_beyond_the_tokenizer_are_never_drawn():
