@@ -153,3 +153,19 @@ def test_read_refuses_unknown_missing_and_mistyped_fields(tmp_path):
 def test_specs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         resolved().model.layers = 3
+
+
+def test_the_config_of_a_run_is_a_config(tmp_path):
+    experiment = resolved(
+        ("optimizer.learning_rate", "1"), ("data.holdout", "a,b"), ("seed", "7"), ("model.layers", "2")
+    )
+    path = tmp_path / "config.json"
+    config.save(experiment, path)
+    assert config.resolve(config.load(str(path))) == experiment
+    changed = config.resolve(config.override(config.load(str(path)), [("training.steps", "500")]))
+    assert changed == dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, steps=500))
+    with pytest.raises(InputError, match="has no variants"):
+        config.load(f"{path}:smoke")
+    path.write_text("{}")
+    with pytest.raises(InputError, match="config.json"):
+        config.load(str(path))

@@ -99,3 +99,13 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
         _shared().decode([300])
     with pytest.raises(InputError, match="token id -1 is outside"):
         _shared().decode([-1])
+
+
+def test_roles_that_a_models_config_names(tokenizers):
+    plain = tokenizers["bytes"]
+    assert plain.with_roles(end_of_text=plain.end_of_text) is plain
+    changed = plain.with_roles(end_of_text=65, bos=66)
+    assert (changed.end_of_text, changed.bos) == (65, 66) and changed.fingerprint != plain.fingerprint
+    assert changed.encode("A good one") == plain.encode("A good one")
+    with pytest.raises(InputError, match="outside the vocabulary"):
+        plain.with_roles(bos=257)
