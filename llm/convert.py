@@ -13,7 +13,7 @@ from llm.data.preparation import TOKENIZER, specials
 from llm.errors import InputError
 from llm.evaluation.probe import PARAGRAPH, Texts, probe
 from llm.generation.prompts import opening
-from llm.run_folder import IMPORTED, Run, open_run
+from llm.run_folder import IMPORTED, Run, open_run, origin
 from llm.tokenization import Tokenizer
 from llm.tokenization.loading import tokenizer_from
 from llm.training import metrics, state
@@ -43,6 +43,8 @@ def main(argv: list[str]) -> None:
     flags = parser.parse_args(argv)
     if (flags.source is None) == (flags.target is None):
         parser.error("give one of --from=PATH and --to=FOLDER")
+    if not flags.prompt:
+        raise InputError("--prompt is empty: give a text to try the model with")
     if flags.source is not None:
         take_in(flags.source, flags.workdir, flags.tokenizer)
         _try(open_run(flags.workdir), flags.prompt)
@@ -64,9 +66,10 @@ def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> 
     imported = weights.identify(source)
     tokenizer = _tokenizer(source, imported, tokenizer_name)
     workdir = cli.writable_workdir(workdir_name)
-    if any((workdir / one).exists() for one in ("config.json", "checkpoints", TOKENIZER)):
-        raise InputError(f"--workdir={workdir} holds a run already; name another")
-    experiment = _experiment(source, imported, tokenizer, workdir)
+    if any((workdir / one).exists() for one in ("config.json", "checkpoints", "data", TOKENIZER)):
+        what = "a run" if (workdir / "config.json").exists() else "part of a run, of an import that was stopped say,"
+        raise InputError(f"--workdir={workdir} holds {what} already; name another, or remove it")
+    experiment = _experiment(imported, tokenizer, workdir, _begins(source, tokenizer_name))
     model = models.build(experiment.model, tokenizer.vocab_size, len(imported.labels))
     sharding.request_cpu_devices(experiment.mesh)
     mesh = sharding.make_mesh(experiment.mesh)
@@ -90,7 +93,12 @@ def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> 
     fingerprints = {"data": "", "tokenizer": tokenizer.fingerprint}
     checkpoints.save(0, {"params": params}, fingerprints=fingerprints, seconds=0.0, tokens=0)
     checkpoints.wait()
-    said = {"from": str(source.path), "model_type": source.config.get("model_type"), "labels": list(imported.labels)}
+    said = {
+        "from": str(source.path),
+        "model_type": source.config.get("model_type"),
+        "labels": list(imported.labels),
+        "missing_heads": list(loaded.missing_heads),
+    }
     metrics.write_json(workdir / IMPORTED, said)
     config.save(experiment, workdir / "config.json")
     print(cli.table([
@@ -112,6 +120,10 @@ def _tokenizer(source: weights.Source, imported: weights.Imported, name: str | N
         tokenizer = tokenizer_from(where)
     except InputError as error:
         hint = "" if name else "; name one by --tokenizer=PATH"
+        if where is not None and (pathlib.Path(where) / "source.spm").is_file():
+            raise InputError(
+                f"{where}: Marian's pair of tokenizers cannot be read; name another by --tokenizer=PATH"
+            ) from None
         raise InputError(f"{error}{hint}") from None
     roles = {} if imported.opens is None else {"bos": imported.opens}
     if imported.ends:
@@ -124,32 +136,41 @@ def _tokenizer(source: weights.Source, imported: weights.Imported, name: str | N
 
 
 def _experiment(
-    source: weights.Source, imported: weights.Imported, tokenizer: Tokenizer, workdir: pathlib.Path
+    imported: weights.Imported, tokenizer: Tokenizer, workdir: pathlib.Path, begins: bool
 ) -> config.Experiment:
-    """The config of the run, which also is one to fine-tune it by."""
+    """The config of the run, which also is one to fine-tune it by; `begins` puts the tokenizer's first token first."""
+    if begins and tokenizer.bos is None:
+        raise InputError("the tokenizer's files put a token before every text and do not say which (bos_token)")
     made = config.default_config(imported.family)
     for field in dataclasses.fields(imported.spec):
         made.model[field.name] = getattr(imported.spec, field.name)
     context = imported.spec.context
     made.objective.kind = imported.objective
-    made.data.row_length = 256 if context is None else min(256, context)
+    made.data.row_length = made.data.row_length if context is None else min(made.data.row_length, context)
     made.tokenizer.path = str(workdir / TOKENIZER)
     made.training.start_from = str(workdir)
     made.optimizer.learning_rate = 2e-5
-    made.generation.opening = "bos" if _begins(source) and tokenizer.bos is not None else ""
+    made.generation.opening = "bos" if begins else ""
+    made.generation.banned = imported.banned
     made.generation.ends = imported.ends[1:]
     made.generation.max_tokens = 256
     return config.resolve(made)
 
 
-def _begins(source: weights.Source) -> bool:
+def _begins(source: weights.Source, tokenizer_name: str | None) -> bool:
     """Whether the checkpoint's tokenizer puts its first token before every text."""
-    if source.path.suffix == ".gguf":
+    path = pathlib.Path(tokenizer_name) if tokenizer_name else source.tokenizer
+    assert path is not None, "a tokenizer was found"
+    if path.suffix == ".gguf":
         import gguf
 
-        field = gguf.GGUFReader(source.path).fields.get("tokenizer.ggml.add_bos_token")
-        return field is not None and bool(field.contents())
-    folder = source.path if source.path.is_dir() else source.path.parent
+        fields = gguf.GGUFReader(path).fields
+        said = {name: fields[f"tokenizer.ggml.{name}"].contents() for name in ("add_bos_token", "model", "pre")
+                if f"tokenizer.ggml.{name}" in fields}  # fmt: skip
+        # Where a file does not say it, llama.cpp goes by the kind.
+        by_kind = said.get("model") == "llama" or said.get("pre") in ("llama-bpe", "llama3", "llama-v3")
+        return bool(said.get("add_bos_token", by_kind))
+    folder = path if path.is_dir() else path.parent
     for name, key in (("tokenizer_config.json", "add_bos_token"), ("tokenizer.json", "post_processor")):
         if (folder / name).is_file():
             said = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
@@ -157,7 +178,8 @@ def _begins(source: weights.Source) -> bool:
                 return said
             if said is not None:
                 return _template_begins(said)
-    return False
+    # Without either, a SentencePiece model of Llama's begins its texts; T5's and Marian's have no such token.
+    return (folder / "tokenizer.model").is_file() and source.config.get("model_type") in ("llama", "mistral", "mixtral")
 
 
 def _template_begins(processor: dict[str, Any]) -> bool:
@@ -209,12 +231,15 @@ def write(run: Run, folder: pathlib.Path) -> None:
     """
     from safetensors.numpy import save_file
 
+    folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--to={folder} is not empty; name a new folder")
     tokenizer, kind, spec = run.tokenizer, run.experiment.objective.kind, run.model.spec
     pad = specials(tokenizer).start if run.model.reads_source else specials(tokenizer).fill
-    made = weights.their_config(spec, kind, list(run.labels), pad, tokenizer.end_of_text)
-    table = weights.table_of(spec, kind)
+    missing = (origin(run.workdir) or {}).get("missing_heads", ())
+    ends = (tokenizer.end_of_text, *run.experiment.generation.ends)
+    made = weights.their_config(spec, kind, run.labels, pad, ends, missing)
+    table = weights.table_of(spec, kind).without(missing)
     leaves = jax.tree_util.tree_leaves_with_path(run.params)
     arrays = {path_name(path): np.asarray(x) for path, x in leaves}
     tensors = dict(weights.tensors_of(table, arrays, bare=kind == "contrastive"))
@@ -223,6 +248,7 @@ def write(run: Run, folder: pathlib.Path) -> None:
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
     metrics.write_json(partial / "config.json", made | {"torch_dtype": "float32"})
     tokenizer.save(partial / "tokenizer.json")
+    metrics.write_json(partial / "tokenizer_config.json", _tokenizer_config(run))
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)
@@ -231,6 +257,21 @@ def write(run: Run, folder: pathlib.Path) -> None:
         ("parameters", f"{sum(x.size for x in tensors.values()):,} in {len(tensors):,} tensors, float32"),
         ("folder", str(folder)),
     ]))  # fmt: skip
+
+
+def _tokenizer_config(run: Run) -> dict[str, Any]:
+    """tokenizer_config.json: what the special tokens are for, the chat template, what begins a text."""
+    tokenizer, before = run.tokenizer, run.experiment.generation.opening
+    roles = {"bos": tokenizer.bos, "eos": tokenizer.end_of_text, "pad": tokenizer.pad, "unk": tokenizer.unk,
+             "cls": tokenizer.cls, "sep": tokenizer.sep, "mask": tokenizer.mask}  # fmt: skip
+    if before == "end_of_text":  # ours, which open every text with it
+        roles["bos"] = tokenizer.end_of_text
+    found: dict[str, Any] = {f"{role}_token": tokenizer.token(i) for role, i in roles.items() if i is not None}
+    found |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": before != "" and not run.model.reads_source,
+    }
+    return found | ({} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template})
 
 
 if __name__ == "__main__":

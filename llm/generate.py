@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -182,6 +183,8 @@ class Writer:
     """A run's model with everything that the flags say."""
 
     def __init__(self, run: Run, flags: argparse.Namespace, sampling: SamplingSpec, examples: list[dict] | None):
+        banned = tuple((i, -math.inf) for i in run.experiment.generation.banned)
+        sampling = dataclasses.replace(sampling, logit_bias=(*sampling.logit_bias, *banned))
         self.run, self.flags, self.sampling, self.examples = run, flags, sampling, examples
         self.kind: str = run.experiment.objective.kind
         if self.kind not in models.WRITING:

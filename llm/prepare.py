@@ -5,6 +5,7 @@ import pathlib
 
 from llm import cli
 from llm.data import Execution, Prepared, packaged, prepare
+from llm.run_folder import refuse_imported
 
 DESCRIPTION = """\
 Reads, cleans, deduplicates, splits, tokenizes and packs text into --workdir, where llm.train finds it.
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> None:
     preparation = config.resolve_preparation(config.override(loaded, cli.overrides(rest)))
     execution = Execution(flags.executor, flags.workers, flags.tasks, flags.slurm_partition, flags.slurm_time)
     workdir = cli.writable_workdir(flags.workdir)
+    refuse_imported(workdir)
     prepared = prepare(preparation, workdir, execution=execution)
     if prepared is not None and "stages" in prepared.report:
         print(cli.table(_rows(prepared, workdir)))

@@ -65,7 +65,7 @@ def open_run(name: str, values: bool = True, data: str = "") -> Run:
     """
     workdir = cli.existing_workdir(name)
     experiment = config.read(workdir / "config.json")
-    imported = _imported(workdir)
+    imported = origin(workdir)
     own = (
         None if imported is not None and not (workdir / DATA).exists() else open_prepared(workdir, experiment.objective)
     )
@@ -83,11 +83,22 @@ def open_run(name: str, values: bool = True, data: str = "") -> Run:
     mesh = sharding.make_mesh(experiment.mesh)
     model = models.build(experiment.model, tokenizer.vocab_size, len(labels))
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed)
-    params, step = restore_params(made_of, experiment.training, mesh, workdir, cli.say_error, values)
+    params, step, fingerprints = restore_params(made_of, experiment.training, mesh, workdir, cli.say_error, values)
+    if fingerprints["tokenizer"] != tokenizer.fingerprint:
+        raise InputError(f"{workdir / TOKENIZER} is not the tokenizer that the model was made with; put that one back")
     return Run(workdir, experiment, tokenizer, labels, prepared, model, mesh, params, step)
 
 
-def _imported(workdir: pathlib.Path) -> dict[str, Any] | None:
+def refuse_imported(workdir: pathlib.Path) -> None:
+    """Raises InputError when a folder holds imported weights: other data or steps would replace what they need."""
+    if (workdir / IMPORTED).is_file():
+        raise InputError(
+            f"--workdir={workdir} holds imported weights; name another folder, and this run's tokenizer by "
+            f"--config.tokenizer.path={workdir / TOKENIZER}"
+        )
+
+
+def origin(workdir: pathlib.Path) -> dict[str, Any] | None:
     """What `llm.convert` said of where a run's weights came from; None of a run that was trained here."""
     path = workdir / IMPORTED
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -18,7 +18,7 @@ from llm.evaluation.scores import Scorer
 from llm.generation import generate
 from llm.generation.engine import check_lengths
 from llm.generation.prompts import opening, put
-from llm.run_folder import Run, matching, open_run, shared
+from llm.run_folder import Run, matching, open_run, refuse_imported, shared
 from llm.training import metrics, state
 from llm.training.checkpoint import Checkpoints
 from llm.training.loop import Trained, check_batch, recipe, train
@@ -54,7 +54,9 @@ def main(argv: list[str]) -> None:
         return
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
-    run(experiment, cli.writable_workdir(flags.workdir))
+    workdir = cli.writable_workdir(flags.workdir)
+    refuse_imported(workdir)
+    run(experiment, workdir)
 
 
 def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:

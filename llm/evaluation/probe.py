@@ -59,7 +59,7 @@ def probe(
         return _writing(model, params, texts, vocab_size, decode)
     row = [i for i in (texts.cls, *texts.paragraph[: (model.spec.context or 512) - 2], texts.sep) if i is not None]
     if kind == "masked" and texts.mask is not None:
-        return _masked(model, params, texts.mask, row, decode)
+        return _masked(model, params, texts.mask, row, vocab_size, decode)
     forward = jax.jit(lambda p, tokens: model.apply({"params": p}, {"tokens": tokens}).hidden_BTD)
     _, seconds = _timed(lambda: forward(params, jnp.asarray([row])))
     return [("tokens/s", f"{len(row) / seconds:,.0f} reading {len(row)}")]
@@ -67,10 +67,9 @@ def probe(
 
 def _writing(model, params, texts: Texts, vocab_size: int, decode) -> list[tuple[str, str]]:
     context, new = model.spec.context, 32
-    if context is not None:
-        new = min(new, max(context - len(texts.prompt) - len(texts.opening), 1))
-    source = [[*texts.prompt, texts.end_of_text]] if model.reads_source else None
-    prompt = [texts.start] if model.reads_source else [*texts.opening, *texts.prompt]
+    asked = texts.prompt if context is None else texts.prompt[: context - new - 2]
+    source = [[*asked, texts.end_of_text]] if model.reads_source else None
+    prompt = [texts.start] if model.reads_source else [*texts.opening, *asked]
 
     def write(tokens: int) -> list[int]:
         return generate(
@@ -108,7 +107,7 @@ def _nats(model, params, texts: Texts) -> tuple[float, int]:
     return float(jax.jit(nats)(params, batch, jnp.asarray(row[1:]))), len(row) - 1
 
 
-def _masked(model, params, mask: int, row: list[int], decode) -> list[tuple[str, str]]:
+def _masked(model, params, mask: int, row: list[int], vocab_size: int, decode) -> list[tuple[str, str]]:
     """Masks each place but the ends by itself, all of them as one batch."""
     places = np.arange(1, len(row) - 1)
     tokens_BT = np.tile(np.asarray(row, np.int32), (len(places), 1))
@@ -117,7 +116,8 @@ def _masked(model, params, mask: int, row: list[int], decode) -> list[tuple[str,
     @jax.jit
     def fill(params, tokens_BT, places_B):
         hidden_BTD = model.apply({"params": params}, {"tokens": tokens_BT}).hidden_BTD
-        return model.apply({"params": params}, hidden_BTD[jnp.arange(len(places_B)), places_B], method="unembed")
+        at_BD = hidden_BTD[jnp.arange(len(places_B)), places_B]
+        return model.apply({"params": params}, at_BD, method="unembed")[:, :vocab_size]
 
     logits_BV, seconds = _timed(lambda: fill(params, jnp.asarray(tokens_BT), jnp.asarray(places)))
     truth_B = np.asarray(row)[places]

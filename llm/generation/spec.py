@@ -79,6 +79,7 @@ class GenerationSpec:
         opening: what stands before a prompt that is to be continued: "end_of_text", as between the texts of training,
             "bos", or "" for nothing, as models of others may want it.
         ends: ids that end a text as well as the tokenizer's end of text does.
+        banned: ids that are never written.
     """
 
     prompts: tuple[str, ...] = ()
@@ -88,6 +89,7 @@ class GenerationSpec:
     top_p: float = 0.95
     opening: str = "end_of_text"
     ends: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.opening not in ("end_of_text", "bos", ""):
@@ -103,4 +105,5 @@ class GenerationSpec:
 
     def sampling(self) -> SamplingSpec:
         """The sampling part of these settings."""
-        return SamplingSpec(self.temperature, self.top_k, self.top_p)
+        bias = tuple((i, -math.inf) for i in self.banned)
+        return SamplingSpec(self.temperature, self.top_k, self.top_p, logit_bias=bias)

@@ -197,7 +197,7 @@ def restore_params(
     say: Callable[[str], None] = print,
     values: bool = True,
 ):
-    """(parameters, step) of the newest complete checkpoint of a run; without `values` shapes and places alone.
+    """(parameters, step, fingerprints) of a run's newest complete checkpoint; without `values` shapes and places alone.
 
     Raises:
         InputError: there is none.
@@ -207,7 +207,8 @@ def restore_params(
     if step is None:
         raise InputError(f"{workdir} holds no complete checkpoint: train it first")
     target = states.abstract(made_of, mesh).params
-    return checkpoints.restore_part(step, {"params": target})["params"] if values else target, step
+    params = checkpoints.restore_part(step, {"params": target})["params"] if values else target
+    return params, step, checkpoints.facts(step)["fingerprints"]
 
 
 def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dict) -> pathlib.Path:

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llm.errors import InputError
@@ -29,6 +29,17 @@ def objective(names: Iterable[str]) -> str:
     if len(found) > 1:
         raise InputError(f"the checkpoint has heads for {' and '.join(found)}: one of them makes a model")
     return found[0] if found else "contrastive"
+
+
+def check_architecture(config: Mapping[str, Any], kind: str) -> None:
+    """Raises InputError when the config names a head that is not the objective's, one for each token say."""
+    named = (config.get("architectures") or [None])[0]
+    masked = ("BertForMaskedLM",) if kind == "masked" else ()
+    if named is not None and named not in (_ARCHITECTURES[kind], *masked):
+        raise InputError(
+            f"config.json, architectures: {named} has no place here; there are {', '.join(_ARCHITECTURES.values())}, "
+            "BertForMaskedLM"
+        )
 
 
 def spec_of(config: Mapping[str, Any], kind: str) -> BertSpec:
@@ -71,7 +82,13 @@ def labels(config: Mapping[str, Any]) -> list[str]:
 
 
 def check_pooling(folder: pathlib.Path) -> None:
-    """Raises InputError when a sentence encoder's folder says that vectors are pooled in another way than by mean."""
+    """Raises InputError when a sentence encoder's folder says that vectors are more than the mean, of length 1."""
+    path = folder / "modules.json"
+    if path.is_file():
+        kinds = [str(module["type"]).split(".")[-1] for module in json.loads(path.read_text(encoding="utf-8"))]
+        others = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+        if others:
+            raise InputError(f"{path}: the module {', '.join(others)} has no place here")
     path = folder / "1_Pooling" / "config.json"
     if path.is_file():
         said = json.loads(path.read_text(encoding="utf-8"))
@@ -80,8 +97,8 @@ def check_pooling(folder: pathlib.Path) -> None:
             raise InputError(f"{path}: {', '.join(chosen) or 'no pooling'}; sentence vectors here are means")
 
 
-def config_of(spec: BertSpec, kind: str, names: list[str]) -> dict[str, Any]:
-    """The config.json of a BERT; `names` are those of its classes.
+def config_of(spec: BertSpec, kind: str, names: Sequence[str], missing_heads: Sequence[str]) -> dict[str, Any]:
+    """The config.json of a BERT; `names` are those of its classes, `missing_heads` those that are not written.
 
     Raises:
         InputError: theirs does not compute what it does.
@@ -93,7 +110,7 @@ def config_of(spec: BertSpec, kind: str, names: list[str]) -> dict[str, Any]:
         )
     config: dict[str, Any] = {
         "model_type": "bert",
-        "architectures": [_ARCHITECTURES[kind]],
+        "architectures": ["BertForMaskedLM" if missing_heads else _ARCHITECTURES[kind]],
         "vocab_size": spec.vocab_size,
         "max_position_embeddings": spec.context,
         "type_vocab_size": spec.types,

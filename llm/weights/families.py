@@ -1,6 +1,6 @@
 """Which family a checkpoint of others belongs to, and which of their kinds a model of ours is written as."""
 
-import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llm.errors import InputError
@@ -22,6 +22,7 @@ class Imported(NamedTuple):
         opens: the id that opens a decoder's row; None where the tokenizer says it.
         ends: ids that end what it writes, the first of them what its tokenizer calls the end; () where that says it.
         labels: names of the classes.
+        banned: ids that are never written.
     """
 
     family: str
@@ -30,35 +31,47 @@ class Imported(NamedTuple):
     opens: int | None = None
     ends: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
+    banned: tuple[int, ...] = ()
 
 
 def identify(source: Source) -> Imported:
     """What a checkpoint is, by its config and the names of its tensors.
 
     Raises:
-        InputError: a kind that has no place here, or a setting of it that has none.
+        InputError: a kind that has no place here, a setting of it that has none, or one that cannot be read.
     """
+    try:
+        return _identify(source)
+    except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source.path}: its config cannot be read: {type(error).__name__} {error}") from None
+
+
+def _identify(source: Source) -> Imported:
     config = source.config
     kind = _kind(source)
-    ends = config.get("eos_token_id")
-    ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
-    start = config.get("decoder_start_token_id", config.get("pad_token_id"))
+    said = config.get("eos_token_id")
+    ends = tuple(map(int, said)) if isinstance(said, list) else () if said is None else (int(said),)
+    pad = config.get("pad_token_id")
+    start = config.get("decoder_start_token_id", pad)
     if kind == "gpt2":
         return Imported("gpt", gpt.gpt2_spec(config), "causal", ends=ends)
     if kind in gpt.LLAMAS:
         return Imported("gpt", gpt.llama_spec(config), "causal", ends=ends)
     if kind == "bert":
         objective = bert.objective(source.tensors)
-        labels: tuple[str, ...] = ()
-        if objective == "classification":
-            labels = tuple(bert.labels(config))
+        bert.check_architecture(config, objective)
+        labels = tuple(bert.labels(config)) if objective == "classification" else ()
         if objective == "contrastive":
-            bert.check_pooling(source.path if source.path.is_dir() else source.path.parent)
+            bert.check_pooling(source.folder)
         return Imported("bert", bert.spec_of(config, objective), objective, labels=labels)
     if kind == "t5":
         return Imported("t5", t5.spec_of(config, source.tensors), "seq2seq", 0 if start is None else start, ends)
     if kind == "marian":
-        return Imported("encdec", encdec.spec_of(config), "seq2seq", start, ends)
+        # The padding's logit is 0 whatever was read; theirs never write it.
+        banned = () if pad is None else (int(pad),)
+        return Imported("encdec", encdec.spec_of(config), "seq2seq", start, ends, banned=banned)
     raise InputError(f"{source.path}: model_type {kind!r}; there are {', '.join(KINDS)}")
 
 
@@ -92,24 +105,29 @@ def table_of(spec: ModelSpec, objective: str, interleaved: bool = False) -> Tabl
     raise InputError(f"a model of {type(spec).__name__} has no checkpoints of others; there are {', '.join(KINDS)}")
 
 
-def their_config(spec: ModelSpec, objective: str, labels: list[str], pad: int, end_of_text: int) -> dict[str, Any]:
+def their_config(
+    spec: ModelSpec, objective: str, labels: Sequence[str], pad: int, ends: Sequence[int],
+    missing_heads: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     """The config.json that a model of ours is written with.
+
+    Args:
+        spec, objective: of the model.
+        labels: names of its classes.
+        pad: the id that stands at padding, and opens what a decoder writes.
+        ends: ids that end what it writes.
+        missing_heads: heads of the objective that are not written.
 
     Raises:
         InputError: none of their kinds computes what it does.
     """
+    end = {"eos_token_id": ends[0] if len(ends) == 1 else list(ends)}
     if isinstance(spec, GPTSpec):
-        return gpt.config_of(spec) | {"eos_token_id": end_of_text}
+        return gpt.config_of(spec) | end
     if isinstance(spec, BertSpec):
-        return bert.config_of(spec, objective, labels) | {"pad_token_id": pad}
+        return bert.config_of(spec, objective, labels, missing_heads) | {"pad_token_id": pad}
     if isinstance(spec, T5Spec):
-        ids = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": end_of_text}
-        return t5.config_of(spec) | ids
+        return t5.config_of(spec) | {"pad_token_id": pad, "decoder_start_token_id": pad} | end
     if isinstance(spec, EncDecSpec):
-        return encdec.config_of(spec, pad, end_of_text)
+        return encdec.config_of(spec, pad, ends[0]) | end
     raise InputError(f"a model of {type(spec).__name__} has no checkpoints of others; there are {', '.join(KINDS)}")
-
-
-def folder_of(source: Source) -> pathlib.Path:
-    """The folder that holds a checkpoint's other files."""
-    return source.path if source.path.is_dir() else source.path.parent

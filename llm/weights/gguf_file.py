@@ -1,5 +1,6 @@
 """The weights in a GGUF file, in the words and names of Hugging Face's Llama family."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -67,9 +68,10 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     *block, base, kind = name.split(".")
     prefix = f"model.layers.{block[1]}." if len(block) == 2 and block[0] == "blk" else ""
     if base in _EXPERTS and prefix:
+        read = functools.lru_cache(1)(tensor.read)  # one layer's experts are unpacked once
         return {
             f"{prefix}block_sparse_moe.experts.{e}.{_EXPERTS[base]}.{kind}": Tensor(
-                tensor.shape[1:], lambda e=e: tensor.read()[e]
+                tensor.shape[1:], lambda e=e: read()[e]
             )
             for e in range(tensor.shape[0])
         }

@@ -1,6 +1,5 @@
 """GPT-2 and the Llama family (Llama, Qwen 2 and 3, Mistral, Mixtral): their configs and names, and ours."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -228,7 +227,7 @@ def llama_config(spec: GPTSpec) -> dict[str, Any]:
         config |= {"attention_bias": False}
     if kind == "mixtral":
         config |= {"num_local_experts": spec.experts, "num_experts_per_tok": spec.experts_chosen}
-    windows = [w for w in spec.windows_in_turn()] * (spec.layers // len(spec.windows_in_turn()))
+    windows = spec.windows_in_turn() * (spec.layers // len(spec.windows_in_turn()))
     sizes = sorted({w for w in windows if w})
     if kind in ("mistral", "mixtral"):
         config["sliding_window"] = sizes[0] + 1 if sizes else None
@@ -318,4 +317,4 @@ def config_of(spec: GPTSpec) -> dict[str, Any]:
     Raises:
         InputError: neither GPT-2 nor a member of the Llama family computes what it does.
     """
-    return gpt2_config(spec) if _is_gpt2(spec) else llama_config(dataclasses.replace(spec))
+    return gpt2_config(spec) if _is_gpt2(spec) else llama_config(spec)

@@ -7,7 +7,7 @@ leading. A row with {i} in its name stands for one tensor a layer, one with {e} 
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +63,7 @@ class Table:
         unread: patterns of tensors that this objective has no use for; an import says so.
         renamed: ends of names, {old end: end}.
         windows: the length of the pattern of layers (`llm.nn.stack.Stack`).
+        unwritten: our parameters that no tensor is written of.
     """
 
     rows: Sequence[Row]
@@ -72,6 +73,13 @@ class Table:
     unread: Sequence[str] = ()
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     windows: int = 1
+    unwritten: frozenset[str] = frozenset()
+
+    def without(self, heads: Collection[str]) -> "Table":
+        """The table without the rows of some heads, whose parameters are then not written."""
+        rows = [row for row in self.rows if row.head not in heads]
+        unwritten = {path for row in self.rows if row.head in heads for path in row.ours}
+        return dataclasses.replace(self, rows=rows, unwritten=frozenset(unwritten))
 
 
 class _Place(NamedTuple):
@@ -142,6 +150,9 @@ def tensors_of(table: Table, arrays: Mapping[str, np.ndarray], bare: bool = Fals
         bare: leaves the prefix out, as a model without a head is saved.
     """
     shapes = {path: x.shape for path, x in arrays.items()}
+    lost = set(shapes) - {path for place in _places(table, shapes) for path, _ in place.parts} - table.unwritten
+    if lost:
+        raise InputError(f"their models have no place for {', '.join(sorted(lost)[:4])}; it cannot be written")
     for place in _places(table, shapes):
         row, parts = place.row, []
         for path, index in place.parts:
@@ -172,7 +183,11 @@ def _named(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         known = any(name.startswith(start) for start in full)
         return table.prefix + name if bare and not known else name
 
-    return {named(name): tensor for name, tensor in tensors.items()}
+    found = {named(name): tensor for name, tensor in tensors.items()}
+    for repeated, name in table.same.items():  # of tensors that are one, a file may have kept either name
+        if name not in found and repeated in found:
+            found[name] = found[repeated]
+    return found
 
 
 def _places(table: Table, shapes: Shapes) -> Iterator[_Place]:

@@ -13,7 +13,7 @@ from llm.weights.torch_pickle import TorchFile
 READABLE = "model.safetensors, pytorch_model.bin (one file, or parts and their index), *.gguf"
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 # Of safetensors. What is not a float is no weight.
-_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Tensor(NamedTuple):
@@ -39,6 +39,11 @@ class Source(NamedTuple):
     tensors: Mapping[str, Tensor]
     interleaved: bool
     tokenizer: pathlib.Path | None
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder of its other files."""
+        return self.path if self.path.is_dir() else self.path.parent
 
 
 def open_source(name: str) -> Source:

@@ -44,7 +44,13 @@ def spec_of(config: Mapping[str, Any], names: Container[str]) -> T5Spec:
 
 
 def config_of(spec: T5Spec) -> dict[str, Any]:
-    """The config.json of a T5."""
+    """The config.json of a T5.
+
+    Raises:
+        InputError: theirs does not compute what it does.
+    """
+    if spec.gated and spec.activation == "gelu":
+        raise InputError("model.activation='gelu' with model.gated=True: a T5's gated GELU is the approximate one")
     if spec.gated and spec.activation == "gelu_tanh":
         activation = "gated-gelu"
     else:

@@ -11,6 +11,9 @@ from tests.helpers import assert_refused, verb
 from tests.weights.checkpoints import GOLDENS
 from tests.weights.test_sources import write_gguf
 
+# As Hugging Face's tokenizers say that a token stands before every text.
+TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]}
+
 
 def prepared(corpus, folder, *tokenizer):
     flags = ("--config.data.row_length=32", "--config.data.split_by=tail", *tokenizer)
@@ -79,8 +82,10 @@ def test_out_and_in_again_is_bit_equal(run, tmp_path):
         np.testing.assert_array_equal(written[name], x, err_msg=name)
     again = verb("convert", f"--from={folder}", f"--workdir={tmp_path / 'again'}")
     assert again.returncode == 0, again.stderr
-    read = [json.loads((w / "config.json").read_text())["model"] for w in (run, tmp_path / "again")]
-    assert read[0] == read[1]
+    read = [json.loads((w / "config.json").read_text()) for w in (run, tmp_path / "again")]
+    assert read[0]["model"] == read[1]["model"] and read[0]["generation"] == read[1]["generation"]
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    assert said["add_bos_token"] is False and said["eos_token"]
     assert_refused(verb("convert", f"--to={folder}", f"--workdir={run}"), "is not empty")
 
 
@@ -102,6 +107,54 @@ def test_gguf_comes_in(tmp_path, tokens):
     )
     result = verb("convert", f"--from={path}", f"--tokenizer={tokens}", f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 0 and "12,304" in result.stdout, result.stderr
+
+
+def test_nothing_is_prepared_or_trained_over_imported_weights(run, corpus):
+    before = (run / "tokenizer.json").read_bytes()
+    assert_refused(verb("prepare", f"--input={corpus}", f"--workdir={run}"), "holds imported weights")
+    config = f"--config={run / 'config.json'}"
+    assert_refused(verb("train", config, f"--workdir={run}"), "holds imported weights")
+    assert (run / "tokenizer.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "files, begins",
+    [
+        ({}, False),
+        ({"tokenizer_config.json": {"add_bos_token": True}}, True),
+        ({"tokenizer_config.json": {"add_bos_token": False}, "tokenizer.json": {"post_processor": TEMPLATE}}, False),
+        ({"tokenizer_config.json": {}, "tokenizer.json": {"post_processor": TEMPLATE}}, True),
+        ({"tokenizer.json": {"post_processor": {"processors": [{"type": "ByteLevel"}, TEMPLATE]}}}, True),
+        ({"tokenizer.json": {"post_processor": {"type": "ByteLevel"}}}, False),
+        ({"tokenizer.model": {}}, True),
+    ],
+)
+def test_what_begins_a_text(tmp_path, files, begins):
+    from llm.convert import _begins
+    from llm.weights import Source
+
+    for name, said in files.items():
+        (tmp_path / name).write_text(json.dumps(said))
+    source = Source(tmp_path / "elsewhere", {"model_type": "llama"}, {}, False, None)
+    assert _begins(source, str(tmp_path)) is begins
+
+
+@pytest.mark.parametrize("said, begins", [({}, True), ({"add_bos_token": False}, False)])
+def test_what_begins_a_text_in_a_gguf(tmp_path, said, begins):
+    import gguf
+
+    from llm.convert import _begins
+    from llm.weights import Source
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    for name, value in said.items():
+        writer.add_bool(f"tokenizer.ggml.{name}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert _begins(Source(tmp_path / "x.gguf", {}, {}, True, tmp_path / "x.gguf"), None) is begins
 
 
 def test_refusals_leave_no_run(tmp_path, tokens, run):

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from llm import weights
 from llm.errors import InputError
-from llm.models import T5Spec
+from llm.models import BertSpec, EncDecSpec, GPTSpec, RNNSpec, T5Spec
 from llm.weights import gpt
 from llm.weights.sources import Tensor
 from tests.weights.checkpoints import GOLDENS, NAMES, error, read
@@ -117,16 +117,23 @@ def flat(params):
 def test_export_writes_what_was_imported_bit_by_bit(name):
     imported, _, params = read(GOLDENS / name)
     table = weights.table_of(imported.spec, imported.objective)
+    missing = ("pooler", "next sentence") if name == "bert-masked" else ()
+    table = table.without(missing)
     written = dict(weights.tensors_of(table, flat(params), bare=name == "bert-bare"))
     theirs = load_file(GOLDENS / name / "model.safetensors")
     lost = {n for n in theirs if n not in written}
     assert all(n in table.same or any(w in n for w in ("pooler", "embed_positions")) for n in lost), lost
     for n, x in written.items():
-        if n in theirs:
-            np.testing.assert_array_equal(x, theirs[n], err_msg=n)
-        else:
-            assert name == "bert-masked" and ("pooler" in n or "seq_relationship" in n), n  # heads made anew
-    config = weights.their_config(imported.spec, imported.objective, list(imported.labels), 258, 256)
+        np.testing.assert_array_equal(x, theirs[n], err_msg=n)
+    ends = imported.ends or (256,)
+    pad = 0 if imported.family == "bert" else 258
+    config = weights.their_config(imported.spec, imported.objective, imported.labels, pad, ends, missing)
+    said = json.loads((GOLDENS / name / "config.json").read_text())
+    for key, value in config.items():  # what both say; tied unembeddings are said in other ways by other releases
+        if said.get(key) is not None and key not in ("tie_word_embeddings", "id2label", "label2id", "rope_parameters"):
+            if (name, key) != ("marian", "max_position_embeddings"):  # of a buffer; sinusoids have no end
+                assert ("silu" if said[key] == "swish" else said[key] or None) == (value or None), key
+    assert config["architectures"] == said["architectures"]
     again = weights.identify(weights.Source(GOLDENS, config, dict.fromkeys(written), False, None))  # pyright: ignore
     assert again.spec == imported.spec and again.objective == imported.objective and again.labels == imported.labels
 
@@ -174,11 +181,48 @@ def test_keys_are_checked_by_name(tmp_path, change, message):
         ("bert-classes", {"problem_type": "regression"}, "regression"),
         ("marian", {"normalize_before": True}, "normalize_before"),
         ("t5", {"scale_decoder_outputs": False}, "lm_head.weight"),
+        ("bert-classes", {"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification has no place"),
+        ("llama", {"rope_parameters": None, "rope_theta": "x"}, "cannot be read"),
+        ("llama", {"rope_parameters": None, "rope_scaling": "linear"}, "cannot be read"),
+        ("mistral", {"sliding_window": "4096"}, "cannot be read"),
+        ("bert-classes", {"id2label": ["a", "b"]}, "cannot be read"),
+        ("llama", {"eos_token_id": "x"}, "cannot be read"),
     ],
 )  # fmt: skip
 def test_what_has_no_place_here_is_refused_by_name(tmp_path, name, config, message):
     with pytest.raises(InputError, match=message):
         read(spoilt(tmp_path, name, **config))
+
+
+def test_a_tied_table_may_have_either_name(tmp_path):
+    def other(tensors):
+        tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
+
+    _, _, params = read(spoilt(tmp_path, "gpt2", other))
+    np.testing.assert_array_equal(params["embed"]["table"], read(GOLDENS / "gpt2")[2]["embed"]["table"])
+
+
+def test_a_sentence_encoder_with_more_than_a_mean_is_refused(tmp_path):
+    folder = spoilt(tmp_path, "bert-bare")
+    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling", "Normalize")]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    read(folder)
+    (folder / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Dense"}]))
+    with pytest.raises(InputError, match="the module Dense"):
+        read(folder)
+
+
+def test_what_theirs_do_not_compute_is_not_written():
+    for spec, message in (
+        (T5Spec(vocab_size=9, gated=True, activation="gelu"), "approximate"),
+        (GPTSpec(vocab_size=9, qkv_bias=True, qk_norm=True, gated=True), "these together"),
+        (GPTSpec(vocab_size=9, scale_embedding=True), "scale_embedding=True"),
+        (BertSpec(vocab_size=9, pre_norm=True), "pre_norm=True"),
+        (EncDecSpec(vocab_size=9), "a Marian model has"),
+        (RNNSpec(vocab_size=9), "RNNSpec has no checkpoints"),
+    ):
+        with pytest.raises(InputError, match=message):
+            weights.their_config(spec, "masked" if isinstance(spec, BertSpec) else "causal", (), 0, (1,))
 
 
 def test_names_of_the_first_conversions_and_of_bare_models(tmp_path):
