@@ -77,7 +77,7 @@ def test_evaluation_is_the_same_for_any_batch_size(finished_run):
 
 @pytest.mark.parametrize("flags", [["--temperature=0"], ["--temperature=0.9", "--top-k=20", "--top-p=0.9", "--seed=3"]])
 def test_generation_with_and_without_the_cache(finished_run, flags):
-    how = [f"--workdir={finished_run}", "--prompt=Catherine", *flags]
+    how = [f"--workdir={finished_run}", "--prompt=Catherine", "--max-tokens=38", *flags]
     cached, again, whole = (verb("generate", *how, *more) for more in ([], [], ["--no-cache"]))
     assert cached.returncode == whole.returncode == 0, cached.stderr + whole.stderr
     assert cached.stdout.startswith("Catherine") and len(cached.stdout) > 20

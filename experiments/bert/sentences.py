@@ -5,8 +5,9 @@ ones read no German.
 
 Command:   python -m llm.train --config=experiments/bert/sentences.py --workdir=runs/bert-sentences
 Hardware:  two CPU cores
-Time:      not measured yet in full
-Score:     not measured yet in full
+Time:      35 min 4 s on one slow core beside other work; 917,504 parameters
+Score:     85 % of 850 held-out messages find their translation first (84.82, 82.59 to 87.18, by one seed), 93.2 % among
+           the first five, mean reciprocal rank .889; vectors of characters (tf-idf) find 40.47 %, .479
 """
 
 from experiments.bert.fine_tuning import SMOKE

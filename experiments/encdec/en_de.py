@@ -7,9 +7,9 @@ Score:     BLEU 2.58 (2.02 to 3.23) and chrF 19.43 on 850 held-out pairs by one 
            translation memory's 28.64 and 49.04. Many translations repeat a word to their end; 2 % are exact
 
 Four and a half passes over 17,055 pairs are few: with three times the steps (--config.training.steps=7200) they are 6.54
-and 26.20, 6.5 % exact, perplexity 18.0, after 85 minutes beside other work. What helps: pre-norm, a
-linear schedule, small batches and less dropout, changed together: after 25,600 pairs they are at 4.13 nats a token on
-held-out pairs, where `published`, three layers and in five buckets, was at 4.50 after 128,000.
+and 26.20, 6.5 % exact, perplexity 18.0, after 85 minutes beside other work. What helps: pre-norm, a linear schedule,
+small batches and less dropout, changed together: after 25,600 pairs they are at 4.13 nats a token on held-out pairs,
+where `published`, three layers and in five buckets, was at 4.50 after 128,000.
 """
 
 from experiments.encdec.translation import PUBLISHED, SMOKE, translation

@@ -5,8 +5,9 @@ chrF are of both languages together, Chinese split into characters; validation.j
 
 Command:   python -m llm.train --config=experiments/t5/translations.py --workdir=runs/t5-translations
 Hardware:  two CPU cores
-Time:      not measured yet in full
-Score:     not measured yet in full
+Time:      not run in full
+Score:     not run in full: after 800 of 2,400 steps, 20 minutes on one slow core, it was at 6.23 nats a held-out token
+           with gradients of norm up to 54; the rate of the other translations looks too high for it
 """
 
 from experiments.encdec.translation import SMOKE as TRANSLATION
