@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from llm.data.preparation import specials
 from llm.errors import InputError, Stopped
 from llm.generation import SamplingSpec, complete
 from llm.generation.beam import beam_search
+from llm.generation.constrained import Constraint, Vocabulary, json_schema_grammar, regex_grammar
 from llm.generation.engine import check_lengths
 from llm.generation.prompt_file import FEW_SHOT_STOP, AnswerFile, few_shot, read_lines
 from llm.generation.prompts import opening, put
@@ -28,7 +30,7 @@ from llm.tokenization import StreamDecoder, Tokenizer
 DESCRIPTION = """\
 Continues a prompt with a run's newest checkpoint, printing the text as it comes. A model with an encoder reads the
 prompt and writes what belongs to it. The same seed gives the same text. What is on acts in the order repetition,
-presence, frequency penalty, bias, min-tokens, n-gram ban, temperature, top-k, top-p, min-p.
+presence, frequency penalty, bias, min-tokens, n-gram ban, regex or JSON schema, temperature, top-k, top-p, min-p.
 """
 USAGE = "python -m llm.generate --workdir=FOLDER (--prompt=TEXT | --prompts=FILE --output=FILE | --chat) [flags]"
 ANSWER_FIELDS = ("completion", "ended", "score", "tokens", "log_probabilities")
@@ -79,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--logit-bias", action="append", default=[], metavar="ID:X", help="adds X to a token's logit; may be repeated")
     add("--min-tokens", type=int, default=0, metavar="N", help="the text does not end before")
     add("--stop", action="append", default=[], metavar="TEXT", help="ends before this text; may be repeated")
+    add("--regex", metavar="TEXT", help="what the new text matches whole, unless --max-tokens or --stop cuts it")
+    add("--json-schema", metavar="FILE", help="the same by a JSON schema: JSON on one line")
     add("--seed", type=int, default=0, metavar="N", help="of the draws; line n of --prompts, from 0, has seed N + n")
     add("--beams", type=int, metavar="K", help="the best of a beam search instead of draws")
     add("--length-penalty", type=float, metavar="A", help="beams compare log-probability / length^A; default 1")
@@ -94,13 +98,14 @@ def main(argv: list[str]) -> None:
     flags = _parser().parse_args(argv)
     sampling = _sampling(flags)
     _check(flags)
+    grammar = _grammar(flags)
     examples = None
     if flags.few_shot is not None:
         examples = read_lines(flags.few_shot, "--few-shot", ("input", "output"))[1]
     asked = None
     if flags.prompts is not None:
         asked = read_lines(flags.prompts, "--prompts", ("prompt",), ANSWER_FIELDS)
-    writer = Writer(open_run(flags.workdir), flags, sampling, examples)
+    writer = Writer(open_run(flags.workdir), flags, sampling, examples, grammar)
     with jax.set_mesh(writer.run.mesh):
         if flags.chat:
             _chat(writer)
@@ -130,6 +135,22 @@ def _sampling(flags: argparse.Namespace) -> SamplingSpec:
     )
 
 
+def _grammar(flags: argparse.Namespace) -> str | None:
+    """What the text has to match, or None."""
+    path, said = flags.json_schema, f"--json-schema={flags.json_schema}"
+    try:
+        if flags.regex is not None:
+            said = f"--regex={flags.regex}"
+            return regex_grammar(flags.regex)
+        return None if path is None else json_schema_grammar(pathlib.Path(path).read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{said}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{said}: not UTF-8 at byte {error.start}") from None
+    except InputError as error:
+        raise InputError(f"{said}: {error}") from None
+
+
 def _check(flags: argparse.Namespace) -> None:
     """Raises InputError where flags contradict each other."""
     modes = [name for name in ("--prompt", "--prompts", "--chat") if getattr(flags, name[2:]) not in (None, False)]
@@ -157,11 +178,13 @@ def _check(flags: argparse.Namespace) -> None:
         "--beams": flags.beams is not None, "--draft": flags.draft is not None, "--lookup": flags.lookup,
         "--chat": flags.chat, "--few-shot": flags.few_shot is not None, "--stop": bool(flags.stop),
         "--log-probabilities": flags.log_probabilities, "--no-cache": flags.no_cache,
+        "--regex": flags.regex is not None, "--json-schema": flags.json_schema is not None,
     }  # fmt: skip
     apart = [("--beams", tuple(name for name in given if name != "--beams")),
-             ("--draft", ("--lookup", "--log-probabilities", "--no-cache")),
-             ("--lookup", ("--log-probabilities", "--no-cache")),
-             ("--chat", ("--few-shot", "--log-probabilities"))]  # fmt: skip
+             ("--draft", ("--lookup", "--log-probabilities", "--no-cache", "--regex", "--json-schema")),
+             ("--lookup", ("--log-probabilities", "--no-cache", "--regex", "--json-schema")),
+             ("--chat", ("--few-shot", "--log-probabilities", "--regex", "--json-schema")),
+             ("--regex", ("--json-schema",))]  # fmt: skip
     for one, others in apart:
         for other in others:
             if given[one] and given[other]:
@@ -182,10 +205,17 @@ class Answer:
 class Writer:
     """A run's model with everything that the flags say."""
 
-    def __init__(self, run: Run, flags: argparse.Namespace, sampling: SamplingSpec, examples: list[dict] | None):
+    def __init__(
+        self,
+        run: Run,
+        flags: argparse.Namespace,
+        sampling: SamplingSpec,
+        examples: list[dict] | None,
+        grammar: str | None,
+    ):
         banned = tuple((i, -math.inf) for i in run.experiment.generation.banned)
         sampling = dataclasses.replace(sampling, logit_bias=(*sampling.logit_bias, *banned))
-        self.run, self.flags, self.sampling, self.examples = run, flags, sampling, examples
+        self.run, self.flags, self.sampling, self.examples, self.grammar = run, flags, sampling, examples, grammar
         self.kind: str = run.experiment.objective.kind
         if self.kind not in models.WRITING:
             raise InputError(f"{run.workdir} was trained for objective.kind={self.kind!r}: it writes nothing")
@@ -198,6 +228,9 @@ class Writer:
         self.ends: list[int] = [self.tokenizer.end_of_text, *run.experiment.generation.ends]
         self.stops = [*flags.stop, *([FEW_SHOT_STOP] if examples is not None else [])]
         self._guesser = self._open_guesser()
+        self._constraint: Constraint | None = None
+        if grammar is not None:
+            self._constraint = Constraint(Vocabulary(*self.tokenizer.text_bytes(), self.ends), grammar)
 
     def _open_guesser(self) -> Draft | Lookup | None:
         if self.flags.lookup:
@@ -257,7 +290,7 @@ class Writer:
         else:
             completions = complete(
                 model, params, prompts, limits, self.sampling, use_cache=not flags.no_cache,
-                log_probabilities=flags.log_probabilities, **how,
+                log_probabilities=flags.log_probabilities, constraint=self._constraint, **how,
             )  # fmt: skip
         for stream in streams:
             show(stream.flush())
@@ -297,8 +330,9 @@ def _answer_file(writer: Writer, places: list[str], lines: list[dict[str, Any]])
             rows.append((prompt, source, writer.room(prompt), (flags.seed + number) % 2**32))
         except InputError as error:
             raise InputError(f"{place}: {error}") from None
-    ignored = ("prompts", "output", "workdir", "prompt", "few_shot")
+    ignored = ("prompts", "output", "workdir", "prompt", "few_shot", "json_schema")
     settings = {name: value for name, value in vars(flags).items() if name not in ignored}
+    settings["grammar"] = writer.grammar  # what stood in the schema's file
     run = str(writer.run.workdir.resolve()), writer.run.step
     made_of = [lines, writer.examples, settings | {"batch_size": size}, run]
     file = AnswerFile(flags.output, made_of, size)

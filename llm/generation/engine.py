@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm.errors import InputError
+from llm.generation.constrained import Constraint
 from llm.generation.penalties import History, adjust_logits
 from llm.generation.sampling import sample
 from llm.generation.spec import SamplingSpec
@@ -26,7 +27,8 @@ class Completion:
         tokens: without the one that ended the row.
         log_probabilities: of each token, where asked for: by the model's own distribution over the vocabulary, before
             penalties, bans, temperature and filters.
-        ended: "end" by an end of text, "stopped" by `on_token`, "length" by the limit.
+        ended: "end" by an end of text, or by a match that nothing can be added to; "stopped" by `on_token`; "length" by
+            the limit, which may cut a match short.
     """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -63,6 +65,7 @@ def complete(
     seed: int | Sequence[int] = 0,
     use_cache: bool = True,
     log_probabilities: bool = False,
+    constraint: Constraint | None = None,
     on_token: Callable[[int, int], bool | None] = lambda row, token: None,
 ) -> list[Completion]:
     """Continues each prompt by at most `max_tokens` tokens, up to the end of text, which is not returned.
@@ -81,11 +84,14 @@ def complete(
         seed: of all rows, or of each: a row with its own seed s draws as the first row of a call with the seed s.
         use_cache: False computes every step from all tokens so far; slower, for comparison.
         log_probabilities: whether they are computed.
+        constraint: what each row's new text has to match. Nothing else is drawn: bans by bias, n-grams and the minimum
+            of tokens do not hold where they would leave no way on. A row ends when its match cannot go on; one that
+            the limit cuts is a match's beginning.
         on_token: called with (row, token) as each token is drawn; True ends the row after this token.
 
     Raises:
         InputError: an empty prompt, one that leaves no room for its `max_tokens` in the context, or a biased id that
-            the vocabulary lacks.
+            the vocabulary lacks, or a constraint that the vocabulary's tokens cannot follow.
     """
     if not prompts:
         return []
@@ -100,13 +106,20 @@ def complete(
     new = jnp.asarray(tokens), jnp.asarray(lengths)
     completions = [Completion() for _ in prompts]
     running = np.array([limit > 0 for limit in limits])
+    matchers = [] if constraint is None else [constraint.begin() for _ in prompts]
+    for row, matcher in enumerate(matchers):
+        if running[row] and matcher.finished:  # only the empty text matches
+            running[row], completions[row].ended = False, "end"
     for n in range(max(limits)):
+        if not running.any():
+            break
         seen = jnp.asarray(lengths + n)
         # A cache has kept the source after the first step.
         read = source if n == 0 or not use_cache else {}
         drawn_so_far = np.full(rows, n, np.int32)
+        allowed = jnp.asarray(np.stack([matcher.allowed_V for matcher in matchers])) if matchers else None
         drawn, scores, carried, history = step(
-            model, rules, params, carried, *new, seen, keys, drawn_so_far, history, read
+            model, rules, params, carried, *new, seen, keys, drawn_so_far, history, read, allowed
         )
         found = np.asarray(drawn).tolist(), None if scores is None else np.asarray(scores).tolist()
         for row in np.flatnonzero(running):
@@ -119,10 +132,13 @@ def complete(
                 completions[row].log_probabilities.append(found[1][row])
             if on_token(int(row), token):
                 running[row], completions[row].ended = False, "stopped"
+                continue
+            if matchers:
+                matchers[row].advance(token)
+            if matchers and matchers[row].finished:
+                running[row], completions[row].ended = False, "end"
             elif n + 1 == limits[row]:
                 running[row] = False
-        if not running.any():
-            break
         # Rows that have ended are fed padding, which no cache counts.
         new = drawn[:, None], jnp.asarray(running.astype(np.int32))
     return completions
@@ -229,10 +245,17 @@ def check_lengths(prompt: int, max_tokens: int, context: int | None) -> None:
         )
 
 
-def draw(model: Model, rules: Rules, params, hidden_BD, keys_B, drawn_B, history: History | None):
-    """(token_B, log-probabilities or None, the history with the token) of rows that have drawn drawn_B so far."""
+def draw(model: Model, rules: Rules, params, hidden_BD, keys_B, drawn_B, history: History | None, allowed_BV=None):
+    """(token_B, log-probabilities or None, the history with the token) of rows that have drawn drawn_B so far.
+
+    Of `allowed_BV`, bool, alone, where it is given: by the model's own logits where bans leave a row none of them.
+    """
     logits_BV = model.apply({"params": params}, hidden_BD, method="unembed")[:, : rules.vocab_size]
     adjusted_BV = adjust_logits(logits_BV, rules.sampling, history, drawn_B, rules.ends)
+    if allowed_BV is not None:
+        left_BV = allowed_BV & (adjusted_BV > -jnp.inf)
+        adjusted_BV = jnp.where(left_BV.any(-1, keepdims=True), adjusted_BV, logits_BV)
+        adjusted_BV = jnp.where(allowed_BV, adjusted_BV, -jnp.inf)
     token_B = sample(jax.vmap(jax.random.fold_in)(keys_B, drawn_B), adjusted_BV, rules.sampling)
     scores_B = None
     if rules.scored:
@@ -248,16 +271,16 @@ def feed(model: Model, params, cache, tokens_BT, real_B, source: dict[str, jax.A
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 9))
-def _cached_step(model, rules, params, cache, tokens_BT, real_B, seen_B, keys_B, drawn_B, history, source):
+def _cached_step(model, rules, params, cache, tokens_BT, real_B, seen_B, keys_B, drawn_B, history, source, allowed_BV):
     """Feeds tokens_BT, of which real_B are real, to the cache and draws the token after the last real one."""
     del seen_B  # the cache knows
     last_BD, cache = feed(model, params, cache, tokens_BT, real_B, source)
-    token_B, scores_B, history = draw(model, rules, params, last_BD, keys_B, drawn_B, history)
+    token_B, scores_B, history = draw(model, rules, params, last_BD, keys_B, drawn_B, history, allowed_BV)
     return token_B, scores_B, cache, history
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 9))
-def _full_step(model, rules, params, all_BT, tokens_BT, real_B, seen_B, keys_B, drawn_B, history, source):
+def _full_step(model, rules, params, all_BT, tokens_BT, real_B, seen_B, keys_B, drawn_B, history, source, allowed_BV):
     """As `_cached_step`, but `all_BT` holds every row's tokens so far and the model reads all of them."""
     rows = jnp.arange(all_BT.shape[0])
     # The newest tokens end at seen_B; writing a prompt again at its own place changes nothing.
@@ -266,5 +289,5 @@ def _full_step(model, rules, params, all_BT, tokens_BT, real_B, seen_B, keys_B, 
     segments_BT = (jnp.arange(all_BT.shape[1]) < seen_B[:, None]).astype(jnp.int32)
     output = model.apply({"params": params}, {"tokens": all_BT, "segments": segments_BT, **source})
     last_BD = output.hidden_BTD[rows, seen_B - 1]
-    token_B, scores_B, history = draw(model, rules, params, last_BD, keys_B, drawn_B, history)
+    token_B, scores_B, history = draw(model, rules, params, last_BD, keys_B, drawn_B, history, allowed_BV)
     return token_B, scores_B, all_BT, history

@@ -22,6 +22,7 @@ from llm.tokenization.backends import Backend, make_backend
 from llm.tokenization.pieces import Joiner
 
 META = "llm"
+Spellings = list[bytes | None]
 
 
 class Tokenizer:
@@ -200,6 +201,20 @@ class Tokenizer:
                     f"the text has U+{ord(text[place]):04X} at character {place}, for whose bytes this vocabulary has "
                     "no entry; remove it"
                 )
+
+    def text_bytes(self) -> tuple[Spellings, Spellings]:
+        """(what each id writes at the start of a text, what it writes after others), as `bytes` joins them.
+
+        None for ids that are no text: special tokens, the unknown one, and those that stand for nothing.
+        """
+        no_text = {*self.special_tokens.values(), self.unk}
+        first: Spellings = [None] * self.vocab_size
+        later = list(first)
+        for i, entry in enumerate(self._pieces.entries):
+            if entry is not None and i not in no_text:
+                joiner = Joiner(self._pieces)
+                first[i], later[i] = joiner.push(i), joiner.push(i)
+        return first, later
 
     @property
     def starts_word(self) -> np.ndarray:

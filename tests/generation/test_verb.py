@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import time
@@ -169,6 +170,40 @@ def test_examples_before_the_prompt(run, written, tmp_path):
     assert written(f"--prompt={plain}", "--stop=\n", *how[1:]) == plain + shown
 
 
+def test_text_that_matches(run, written, tmp_path):
+    schema, prompts, out = tmp_path / "schema.json", tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    members = {"name": {"type": "string", "maxLength": 4}, "kind": {"enum": ["x", 7, None]}}
+    schema.write_text(json.dumps({"type": "object", "properties": members, "required": ["kind"],
+                                  "additionalProperties": False}))  # fmt: skip
+    prompts.write_text('{"prompt": "She"}\n{"prompt": "He was"}\n')
+    files = [f"--prompts={prompts}", f"--output={out}", "--batch-size=1", f"--json-schema={schema}"]
+    written(*files, "--max-tokens=80", "--temperature=3")
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    for answer in answers:
+        value = json.loads(answer["completion"])
+        assert answer["ended"] == "end" and value.keys() <= members.keys() and value["kind"] in ("x", 7, None)
+        assert len(value.get("name", "")) <= 4
+    assert len(answers) == 2
+    how = ["--prompt=She", "--max-tokens=80", "--temperature=3", r"--regex=(19|20)\d\d[a-z]{4,9}!"]
+    text = written(*how)
+    assert re.fullmatch(r"She(19|20)\d\d[a-z]{4,9}!\n", text), text
+    with pytest.raises(InputError, match="no token of the vocabulary can begin a match"):
+        written("--prompt=She", r"--regex=[^\s\S]")
+    # A changed schema does not go on with what was begun by another.
+    (tmp_path / "out.jsonl").rename(tmp_path / "out.jsonl.partial")
+    schema.write_text("true")
+    with pytest.raises(InputError, match="begun with other prompts"):
+        written(*files, "--max-tokens=80", "--temperature=3")
+
+
+def test_files_that_are_no_schema(tmp_path):
+    for data, message in [(b"\xff", "not UTF-8 at byte 0"), (b"{", "not JSON"), (b"[]", "an object or boolean")]:
+        (tmp_path / "s").write_bytes(data)
+        with pytest.raises(InputError, match=f"--json-schema=.*: .*{message}"):
+            main(["--workdir=nowhere", "--prompt=x", f"--json-schema={tmp_path / 's'}"])
+    assert_refused(verb("generate", "--workdir=nowhere", "--prompt=x", "--regex=("), "--regex=(: unclosed group")
+
+
 def test_a_refusal_is_one_line(run, written, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "x"}\n{"prompt": "%s"}\n' % ("x" * 200))
@@ -205,6 +240,13 @@ def test_a_refusal_is_one_line(run, written, tmp_path):
         (["--prompt=x", "--min-tokens=5", "--max-tokens=4"], "--min-tokens=5 is more than --max-tokens=4"),
         (["--prompt=x", "--seed=-1"], "--seed=-1"),
         (["--prompts=nowhere", "--output=o"], "--prompts=nowhere: No such file"),
+        (["--prompt=x", "--regex=("], r"--regex=\(: unclosed group"),
+        (["--prompt=x", "--json-schema=nowhere"], "--json-schema=nowhere: No such file"),
+        (["--prompt=x", "--regex=a", "--json-schema=nowhere"], "--regex and --json-schema do not go together"),
+        (["--prompt=x", "--regex=a", "--beams=2"], "--beams and --regex"),
+        (["--prompt=x", "--json-schema=x", "--lookup"], "--lookup and --json-schema"),
+        (["--prompt=x", "--regex=a", "--draft=x"], "--draft and --regex"),
+        (["--chat", "--regex=a"], "--chat and --regex"),
         (["--prompt=x", "--few-shot=nowhere"], "--few-shot=nowhere: No such file"),
     ],
 )
