@@ -69,7 +69,8 @@ def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> 
     if any((workdir / one).exists() for one in ("config.json", "checkpoints", "data", TOKENIZER)):
         what = "a run" if (workdir / "config.json").exists() else "part of a run, of an import that was stopped say,"
         raise InputError(f"--workdir={workdir} holds {what} already; name another, or remove it")
-    experiment = _experiment(imported, tokenizer, workdir, _begins(source, tokenizer_name))
+    begins = imported.objective == "causal" and _begins(source, tokenizer_name)
+    experiment = _experiment(imported, tokenizer, workdir, begins)
     model = models.build(experiment.model, tokenizer.vocab_size, len(imported.labels))
     sharding.request_cpu_devices(experiment.mesh)
     mesh = sharding.make_mesh(experiment.mesh)
@@ -95,7 +96,7 @@ def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> 
     checkpoints.wait()
     said = {
         "from": str(source.path),
-        "model_type": source.config.get("model_type"),
+        "model_type": source.config.get("model_type", imported.family),
         "labels": list(imported.labels),
         "missing_heads": list(loaded.missing_heads),
     }

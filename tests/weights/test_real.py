@@ -16,7 +16,7 @@ from llm.tokenization.loading import tokenizer_from
 from llm.weights.layout import Row, Table, linear, load, norm
 from llm.weights.sources import Tensor
 from llm.weights.torch_pickle import TorchFile
-from tests.helpers import verb
+from tests.helpers import assert_refused, verb
 from tests.weights.checkpoints import read
 from tests.weights.fetch import place
 
@@ -55,8 +55,12 @@ def test_smollm2_knows_the_capital_of_france(tmp_path):
     assert json.loads((run / "config.json").read_text())["model"]["kv_heads"] == 3
 
 
-def test_minilm_gives_the_similarities_of_its_card():
+def test_minilm_gives_the_similarities_of_its_card(tmp_path):
     path = weights_of("minilm")
+    run = tmp_path / "run"
+    result = verb("convert", f"--from={path}", f"--workdir={run}")
+    assert result.returncode == 0 and "left out    bert.pooler.dense.bias" in result.stdout, result.stderr
+    assert_refused(verb("generate", f"--workdir={run}", "--prompt=x"), "writes nothing")
     imported, model, params = read(path)
     assert imported.objective == "contrastive"
     tokenizer = tokenizer_from(path)
