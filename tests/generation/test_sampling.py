@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm.errors import InputError
-from llm.generation import SamplingSpec, filter_logits, sample
+from llm.generation import GenerationSpec, SamplingSpec, filter_logits, sample
 from llm.generation.sampling import distribution
 from tests.helpers import ROOT, environment
 
@@ -106,6 +106,11 @@ def test_the_same_keys_give_the_same_tokens_on_one_and_eight_devices():
     run = subprocess.run([sys.executable, "-c", ON_EIGHT_DEVICES], cwd=ROOT, env=environment(**flags),
                          capture_output=True, text=True, timeout=300)  # fmt: skip
     assert run.returncode == 0, run.stderr
+
+
+def test_what_a_run_bans_has_a_bias_that_is_never_drawn():
+    assert GenerationSpec(banned=(1, 7)).sampling().logit_bias == ((1, -np.inf), (7, -np.inf))
+    assert GenerationSpec().sampling().logit_bias == ()
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,12 @@ def test_other_families_come_in(tmp_path, tokens, name):
         assert_refused(verb("generate", f"--workdir={tmp_path / 'run'}", "--prompt=x"), "writes nothing")
     else:
         assert ("writes" in result.stdout) == (name != "bert-pretraining")
+    generation = json.loads((tmp_path / "run" / "config.json").read_text())["generation"]
+    assert generation["banned"] == ([258] if name == "marian" else []) and generation["opening"] == ""
+    if name == "marian":  # its padding has a bias already, which bans it
+        given = f"--workdir={tmp_path / 'run'}", "--prompt=a", "--max-tokens=3"
+        assert verb("generate", *given).returncode == 0
+        assert_refused(verb("generate", *given, "--logit-bias=258:5"), "names a token twice")
 
 
 def test_gguf_comes_in(tmp_path, tokens):
