@@ -1,7 +1,7 @@
 """What the language models of Jane Austen's novels share with the main job, the GPT of experiments/quickstart.py.
 
-They have its 1.3 million parameters, and steps meant to take its time: on one slow core it trains for 15 min 2 s, the
-LSTM for 14 min 42 s, and the T5, beside other work, for 19 min 54 s, which is a third too long.
+They have its 1.3 million parameters, and steps that take its time: on one slow core it trains for 15 min 2 s, the LSTM
+for 14 min 42 s, and the T5, by its rate of that day, for 15 min 3 s.
 """
 
 from experiments import quickstart
