@@ -238,7 +238,7 @@ def write(run: Run, folder: pathlib.Path) -> None:
     tokenizer, kind, spec = run.tokenizer, run.experiment.objective.kind, run.model.spec
     pad = specials(tokenizer).start if run.model.reads_source else specials(tokenizer).fill
     missing = (origin(run.workdir) or {}).get("missing_heads", ())
-    ends = (tokenizer.end_of_text, *run.experiment.generation.ends)
+    ends = run.experiment.generation.all_ends(tokenizer.end_of_text)
     made = weights.their_config(spec, kind, run.labels, pad, ends, missing)
     table = weights.table_of(spec, kind).without(missing)
     leaves = jax.tree_util.tree_leaves_with_path(run.params)

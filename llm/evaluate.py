@@ -67,6 +67,7 @@ def _scorer(run: Run, batch_size: int | None, progress) -> Scorer:
         spec if batch_size is None else spec.with_batch_size(batch_size),
         run.experiment.training.loss_chunk,
         run.mesh,
+        run.experiment.generation,
     )
 
 

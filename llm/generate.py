@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -213,8 +212,7 @@ class Writer:
         examples: list[dict] | None,
         grammar: str | None,
     ):
-        banned = tuple((i, -math.inf) for i in run.experiment.generation.banned)
-        sampling = dataclasses.replace(sampling, logit_bias=(*sampling.logit_bias, *banned))
+        sampling = run.experiment.generation.allowing(sampling)
         self.run, self.flags, self.sampling, self.examples, self.grammar = run, flags, sampling, examples, grammar
         self.kind: str = run.experiment.objective.kind
         if self.kind not in models.WRITING:
@@ -225,7 +223,7 @@ class Writer:
             if getattr(flags, flag) and run.model.reads_source:
                 name = flag.replace("_", "-")
                 raise InputError(f"--{name} needs a model that continues a text; this one reads a source")
-        self.ends: list[int] = [self.tokenizer.end_of_text, *run.experiment.generation.ends]
+        self.ends: list[int] = [*run.experiment.generation.all_ends(self.tokenizer.end_of_text)]
         self.stops = [*flags.stop, *([FEW_SHOT_STOP] if examples is not None else [])]
         self._guesser = self._open_guesser()
         self._constraint: Constraint | None = None

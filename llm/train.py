@@ -94,7 +94,8 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
 
     with jax.set_mesh(mesh):
         chunk = experiment.training.loss_chunk
-        scorer = Scorer(model, experiment.objective.kind, prepared, experiment.evaluation, chunk, mesh)
+        kind, generation = experiment.objective.kind, experiment.generation
+        scorer = Scorer(model, kind, prepared, experiment.evaluation, chunk, mesh, generation)
         trained = train(
             model,
             experiment.training,
@@ -215,7 +216,7 @@ def _samples(experiment: config.Experiment, prepared: Prepared, prompts, model: 
         generation.sampling(),
         context=context,
         vocab_size=tokenizer.vocab_size,
-        end_of_text=tokenizer.end_of_text,
+        end_of_text=generation.all_ends(tokenizer.end_of_text),
         sources=sources or None,
         seed=experiment.seed,
     )

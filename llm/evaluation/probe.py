@@ -66,8 +66,10 @@ def probe(
 
 
 def _writing(model, params, texts: Texts, vocab_size: int, decode) -> list[tuple[str, str]]:
-    context, new = model.spec.context, 32
-    asked = texts.prompt if context is None else texts.prompt[: context - new - 2]
+    context, new, asked = model.spec.context, 32, texts.prompt
+    if context is not None:
+        new = min(new, context // 2)
+        asked = asked[: max(context - new - len(texts.opening), 1)]
     source = [[*asked, texts.end_of_text]] if model.reads_source else None
     prompt = [texts.start] if model.reads_source else [*texts.opening, *asked]
 

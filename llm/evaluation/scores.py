@@ -25,7 +25,7 @@ from llm.evaluation.classification import classification_scores
 from llm.evaluation.spans import answer_scores, best_span
 from llm.evaluation.spec import EvaluationSpec
 from llm.evaluation.translation import translation_scores
-from llm.generation import SamplingSpec, generate
+from llm.generation import GenerationSpec, SamplingSpec, generate
 from llm.models import Model
 from llm.training.step import put_batch
 
@@ -51,6 +51,7 @@ class Scorer:
         spec: how to evaluate.
         loss_chunk: as in training.
         mesh: to evaluate on.
+        generation: which ids end what is written, and which are never written.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Scorer:
         spec: EvaluationSpec,
         loss_chunk: int | None,
         mesh: jax.sharding.Mesh,
+        generation: GenerationSpec = GenerationSpec(),
     ):
+        self._generation = generation
         self._model, self._objective, self._prepared, self._spec, self._mesh = model, objective, prepared, spec, mesh
         self._rows = perplexities.compile_row_losses(model, loss_chunk, objective)
         self._heads = {
@@ -160,10 +163,10 @@ class Scorer:
                 params,
                 [[special.start]] * real,
                 length,
-                SamplingSpec(temperature=0.0),
+                self._generation.allowing(SamplingSpec(temperature=0.0)),
                 context=self._model.spec.context,
                 vocab_size=tokenizer.vocab_size,
-                end_of_text=tokenizer.end_of_text,
+                end_of_text=self._generation.all_ends(tokenizer.end_of_text),
                 sources=sources[:real],
             )
             for source, target, ids in zip(sources, targets, written):

@@ -105,5 +105,13 @@ class GenerationSpec:
 
     def sampling(self) -> SamplingSpec:
         """The sampling part of these settings."""
-        bias = tuple((i, -math.inf) for i in self.banned)
-        return SamplingSpec(self.temperature, self.top_k, self.top_p, logit_bias=bias)
+        return self.allowing(SamplingSpec(self.temperature, self.top_k, self.top_p))
+
+    def allowing(self, sampling: SamplingSpec) -> SamplingSpec:
+        """Other ways to draw, by which what is banned is not drawn either."""
+        banned = tuple((i, -math.inf) for i in self.banned)
+        return dataclasses.replace(sampling, logit_bias=(*sampling.logit_bias, *banned))
+
+    def all_ends(self, end_of_text: int) -> tuple[int, ...]:
+        """The ids that end a text: the tokenizer's end of text, and `ends`."""
+        return (end_of_text, *self.ends)

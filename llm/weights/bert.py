@@ -85,7 +85,8 @@ def check_pooling(folder: pathlib.Path) -> None:
     """Raises InputError when a sentence encoder's folder says that vectors are more than the mean, of length 1."""
     path = folder / "modules.json"
     if path.is_file():
-        kinds = [str(module["type"]).split(".")[-1] for module in json.loads(path.read_text(encoding="utf-8"))]
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        kinds = [str(module["type"]).split(".")[-1] for module in modules]
         others = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
         if others:
             raise InputError(f"{path}: the module {', '.join(others)} has no place here")

@@ -123,7 +123,8 @@ def their_config(
     """
     end = {"eos_token_id": ends[0] if len(ends) == 1 else list(ends)}
     if isinstance(spec, GPTSpec):
-        return gpt.config_of(spec) | end
+        made = gpt.config_of(spec) | end
+        return made | ({"bos_token_id": ends[0]} if made["model_type"] == "gpt2" else {})  # one token is both
     if isinstance(spec, BertSpec):
         return bert.config_of(spec, objective, labels, missing_heads) | {"pad_token_id": pad}
     if isinstance(spec, T5Spec):

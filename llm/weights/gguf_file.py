@@ -59,6 +59,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
             tensors |= _renamed(name, tensor)
     config = _config(path, kind, fields, "lm_head.weight" not in tensors)
     if _FREQUENCIES in stored:
+        lacking = [name for name in ("hidden_size", "num_attention_heads") if not config.get(name)]
+        if lacking:
+            raise InputError(f"{path} does not say its {' and '.join(lacking)}")
         config["rope_scaling"] = _llama3(path, config, stored[_FREQUENCIES].read())
     return config, tensors, ARCHITECTURES[kind]
 

@@ -88,7 +88,10 @@ def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(_json(index).get("weight_map", {}).values()))
+            listed = _json(index).get("weight_map")
+            if not isinstance(listed, dict):
+                raise InputError(f"{index}: expected an object weight_map, which names the part of each tensor")
+            parts = sorted(set(map(str, listed.values())))
             missing = [part for part in parts if not (folder / str(part)).is_file()]
             if not parts or missing:
                 raise InputError(f"{index} names {', '.join(missing) or 'no parts'}: fetch the whole checkpoint")

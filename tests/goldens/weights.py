@@ -3,10 +3,15 @@
     pip install torch==2.13.0 transformers==5.24.0
     python -P tests/goldens/weights.py
 
-Each folder holds config.json, model.safetensors (or pytorch_model.bin) and expected.npz: input ids and outputs in
-float32. Weights are larger than fresh ones, and small where an epsilon must show, so that a wrong convention does.
+    python -m tests.weights.checkpoints runs/exported       # what we write of them, in the project's environment
+    python -P tests/goldens/weights.py --check runs/exported  # what transformers makes of that
+
+Each folder holds config.json, model.safetensors and expected.npz: input ids and outputs in float32. archive.bin and
+legacy.bin are the GPT-2 as torch wrote it. Weights are larger than fresh ones, and small where an epsilon must show, so
+that a wrong convention does.
 """
 
+import json
 import pathlib
 import sys
 
@@ -17,6 +22,7 @@ import transformers as hf
 
 HERE = pathlib.Path(__file__).parent / "weights"
 VOCAB, LENGTH = 262, 24
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
 LLAMA = dict(
     vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=64, pad_token_id=None, bos_token_id=None, eos_token_id=256,
@@ -153,11 +159,30 @@ def main(names: list[str]) -> None:
 
 
 def pickles() -> None:
-    """The GPT-2 as torch wrote it, in archives and before them, and a pickle that would run something."""
+    """The GPT-2 as torch writes it, in archives and before them."""
     source = hf.GPT2LMHeadModel.from_pretrained(HERE / "gpt2").state_dict()
     torch.save(source, HERE / "archive.bin")
     torch.save(source, HERE / "legacy.bin", _use_new_zipfile_serialization=False)
 
 
+def check(folder: pathlib.Path) -> None:
+    """Prints how far transformers is from the goldens' outputs with the checkpoints in a folder, and keys it misses."""
+    for exported in sorted(path for path in folder.iterdir() if path.is_dir()):
+        name = json.loads((exported / "config.json").read_text())["architectures"][0]
+        model, info = getattr(hf, name).from_pretrained(exported, output_loading_info=True)
+        golden = dict(np.load(HERE / exported.name / "expected.npz"))
+        given = {key: torch.tensor(golden.pop(key)) for key in INPUTS if key in golden}
+        with torch.no_grad():
+            output = model.eval()(**given)
+        compared = [key for key in golden if key in output]
+        assert compared, name
+        worst = max(float(np.abs(output[key].numpy() - golden[key]).max()) for key in compared)
+        missing = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+        print(f"{exported.name:18} {name:32} {worst:.1e} {' '.join(missing)}")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] == ["--check"]:
+        check(pathlib.Path(sys.argv[2]))
+    else:
+        main(sys.argv[1:])

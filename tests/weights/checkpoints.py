@@ -1,6 +1,11 @@
-"""Reading the golden checkpoints: what the importer makes of them, and what the model computes."""
+"""Reading the golden checkpoints: what the importer makes of them, and what the model computes.
 
+`python -m tests.weights.checkpoints FOLDER` writes them out again, for `tests/goldens/weights.py --check`.
+"""
+
+import json
 import pathlib
+import sys
 
 import flax.linen as nn
 import flax.traverse_util
@@ -59,10 +64,42 @@ def outputs(imported, model, params, given) -> dict[str, np.ndarray]:
     return {"logits": apply(hidden, method="unembed")}
 
 
+def missing_heads(name: str) -> tuple[str, ...]:
+    """The heads that a golden lacks."""
+    return ("pooler", "next sentence") if name == "bert-masked" else ()
+
+
+def export(name: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """(config.json, tensors) that we write of a golden."""
+    imported, _, params = read(GOLDENS / name)
+    missing = missing_heads(name)
+    flat = {path: np.asarray(x) for path, x in flax.traverse_util.flatten_dict(params, sep="/").items()}
+    table = weights.table_of(imported.spec, imported.objective).without(missing)
+    pad = 0 if imported.family == "bert" else 258
+    ends = imported.ends or (256,)
+    config = weights.their_config(imported.spec, imported.objective, imported.labels, pad, ends, missing)
+    return config, dict(weights.tensors_of(table, flat, bare=imported.objective == "contrastive"))
+
+
+def main(folder: pathlib.Path) -> None:
+    """Writes all of them."""
+    from safetensors.numpy import save_file
+
+    for name in NAMES:
+        config, tensors = export(name)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
+        (folder / name / "config.json").write_text(json.dumps(config))
+
+
 def error(name: str, **spoilt) -> float:
     """The largest difference between a golden's outputs and ours."""
-    found = outputs(*(parts := read(GOLDENS / name, **spoilt)), given := dict(np.load(GOLDENS / name / "expected.npz")))
-    del parts
+    given = dict(np.load(GOLDENS / name / "expected.npz"))
+    found = outputs(*read(GOLDENS / name, **spoilt), given)
     compared = [key for key in found if key in given]
     assert compared, given.keys()
     return max(float(np.abs(np.asarray(found[key]) - given[key]).max()) for key in compared)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

@@ -121,6 +121,11 @@ def test_nothing_is_prepared_or_trained_over_imported_weights(run, corpus):
     config = f"--config={run / 'config.json'}"
     assert_refused(verb("train", config, f"--workdir={run}"), "holds imported weights")
     assert (run / "tokenizer.json").read_bytes() == before
+    try:
+        (run / "tokenizer.json").write_bytes(before.replace(b"<c>", b"<d>"))
+        assert_refused(verb("generate", f"--workdir={run}", "--prompt=a"), "not the tokenizer that the model was made")
+    finally:
+        (run / "tokenizer.json").write_bytes(before)
 
 
 @pytest.mark.parametrize(

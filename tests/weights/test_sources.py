@@ -36,6 +36,10 @@ def test_parts_and_their_index(tmp_path):
     assert sorted(found) == names
     for name in names:
         np.testing.assert_array_equal(found[name].read(), tensors[name])
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    with pytest.raises(InputError, match="expected an object weight_map"):
+        weights.open_source(str(folder))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "b.safetensors").unlink()
     with pytest.raises(InputError, match="names b.safetensors: fetch the whole"):
         weights.open_source(str(folder))
