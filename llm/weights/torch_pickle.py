@@ -8,7 +8,7 @@ import collections
 import pathlib
 import pickle
 import zipfile
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -85,7 +85,11 @@ _ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds plain containers and `Stored`; refuses every other name."""
+    """Builds plain containers and `Stored`; refuses every other name. `kinds` are those of all storages, by key."""
+
+    def __init__(self, file: BinaryIO | IO[bytes]):
+        super().__init__(file)
+        self.kinds: dict[str, str] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
@@ -95,6 +99,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and pid[1] in _DTYPES):
             raise pickle.UnpicklingError(f"an unknown kind of storage, {str(pid)[:80]}")
+        self.kinds[str(pid[2])] = pid[1]
         return Storage(str(pid[2]), pid[1])
 
 
@@ -135,16 +140,16 @@ class TorchFile:
         if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _PROTOCOL:
             raise InputError(f"{self._path} is no file of torch.save")
         _Unpickler(file).load()  # byte order and sizes of the machine that wrote it
-        found = _Unpickler(file).load()
+        unpickler = _Unpickler(file)
+        found = unpickler.load()
         keys = _Unpickler(file).load()
         self._starts: dict[str, int] = {}
         place = file.tell()
-        kinds = {s.storage.key: s.storage.kind for s in _tensors(found, self._path).values()}
         for key in keys:
             file.seek(place)
             count = int.from_bytes(file.read(8), "little")
             self._starts[str(key)] = place
-            place += 8 + count * storage_dtype(kinds.get(str(key), "FloatStorage")).itemsize
+            place += 8 + count * storage_dtype(unpickler.kinds[str(key)]).itemsize
         if place > self._path.stat().st_size:
             raise InputError(f"{self._path} is cut off: it has fewer bytes than its tensors")
         return found
