@@ -1,6 +1,7 @@
 """Decoder-only Transformers: GPT-2, GPT-3, Llama, Qwen, Mistral, Mixtral and what lies between, by settings."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -242,3 +243,23 @@ class GPT(nn.Module):
         share = {"moe": s.experts_chosen / s.experts} if s.experts else {}
         looked_up = ("embed_position",) if s.tied else ("embed_position", "embed")
         return flops.products(params, looked_up, share) + flops.attention(s.layers, a.heads, a.head_width, length)
+
+
+def unrolled(model: GPT, params: Any) -> tuple[GPT, Any]:
+    """The same model as a straight program, with an array of its own for every layer's parameters and cache.
+
+    A decoding step reads them where they lie: a loop over stacked layers first copies each one's slice of the stack.
+    It compiles longer. Each parameter is copied; packed ones (`llm.nn.packed`) too.
+    """
+    spec = model.spec
+    if spec.layers == 1:
+        return model, params
+    windows = spec.windows or (0,)
+    stacked, pattern = params["stack"]["layers"], len(windows)
+    layers = {}
+    for i in range(spec.layers):
+        block = stacked if pattern == 1 else stacked[f"block_{i % pattern}"]
+        # The pattern of windows is now as long as the stack: its only round stays as a leading axis.
+        layers[f"block_{i}"] = jax.tree.map(lambda x, i=i: x[i // pattern][None], block)
+    apart = dataclasses.replace(spec, windows=windows * (spec.layers // pattern), unroll=1)
+    return GPT(apart), {**params, "stack": {**params["stack"], "layers": layers}}

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm.nn.parameter import parameter
+from llm.nn.packed import Packed, product
+from llm.nn.parameter import matrix, parameter
 
 
 class Projection(nn.Module):
@@ -32,12 +33,14 @@ class Projection(nn.Module):
         for size in self.inputs:
             fan_in *= size
         init = nn.initializers.normal(self.stddev_scale * fan_in**-0.5)
-        kernel = parameter(self, "kernel", init, self.axes, (*self.inputs, *self.outputs))
+        kernel = matrix(self, "kernel", init, self.axes, (*self.inputs, *self.outputs))
         n = len(self.inputs)
         # One plain matrix product: with more axes, XLA on CPU transposes operands of the gradient.
-        flat = x.astype(self.dtype).reshape(*x.shape[: x.ndim - n], fan_in) @ kernel.astype(self.dtype).reshape(
-            fan_in, -1
-        )
+        flat = x.astype(self.dtype).reshape(*x.shape[: x.ndim - n], fan_in)
+        if isinstance(kernel, Packed):
+            flat = product(flat.reshape(-1, fan_in), kernel).astype(self.dtype)
+        else:
+            flat = flat @ kernel.astype(self.dtype).reshape(fan_in, -1)
         y = flat.reshape(*x.shape[: x.ndim - n], *self.outputs)
         if self.bias:
             y += parameter(self, "bias", nn.initializers.zeros, self.axes[n:], self.outputs).astype(self.dtype)

@@ -1,0 +1,1 @@
+"""Smaller models: weights packed in fewer bits."""
