@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm.errors import InputError
-from llm.generation.engine import Ends, begin_history, feed, init_cache, lay_out, make_rules
+from llm.generation.engine import CHUNK, Ends, begin_history, feed, lay_out, make_rules, prefill
 from llm.generation.penalties import adjust_logits
 from llm.generation.rows import take_rows
 from llm.generation.spec import SamplingSpec
@@ -46,6 +46,7 @@ def beam_search(
     sources: Sequence[Sequence[int]] | None = None,
     sampling: SamplingSpec = SamplingSpec(0.0),
     length_penalty: float = 1.0,
+    chunk: int = CHUNK,
 ) -> list[list[Hypothesis]]:
     """At most `beams` continuations of each prompt, the best score first.
 
@@ -54,7 +55,7 @@ def beam_search(
     unfinished ones join. One beam is greedy decoding. Rows do not depend on each other.
 
     Args:
-        prompts, max_tokens, context, vocab_size, end_of_text, sources: as in `llm.generation.engine.complete`.
+        prompts, max_tokens, context, vocab_size, end_of_text, sources, chunk: as in `llm.generation.engine.complete`.
         beams: hypotheses of a row.
         sampling: its penalties and bans hold inside each hypothesis, and probabilities are those after them; nothing
             is drawn, so it must be greedy.
@@ -74,9 +75,11 @@ def beam_search(
     if not prompts:
         return []
     rules = make_rules(sampling, vocab_size, end_of_text)
-    limits, lengths, tokens, room, source = lay_out(prompts, max_tokens, context, sources)
-    rows, cache = len(prompts), init_cache(model, len(prompts), room, source)
-    history = begin_history(tokens, lengths, room) if sampling.looks_back else None
+    laid, rows = lay_out(prompts, max_tokens, context, sources), len(prompts)
+    limits, history = laid.limits, None
+    if sampling.looks_back:
+        history = begin_history(laid.tokens_BT, laid.lengths_B, laid.room)
+    cache, last, source = prefill(model, params, laid, chunk)
 
     def scored(words: tuple[int, ...], total: float, ended: str) -> Hypothesis:
         length = len(words) + (ended == "end")
@@ -89,8 +92,7 @@ def beam_search(
     for n in range(max(limits)):
         drawn = np.full(rows * beams, n, np.int32)
         if state is None:
-            arguments = jnp.asarray(tokens), jnp.asarray(lengths), drawn, source
-            state, cache, history = _first(model, rules, beams, params, cache, history, *arguments)
+            state, cache, history = _first(model, rules, beams, params, cache, history, *last, drawn, source)
         else:
             real = jnp.asarray(np.repeat(running, beams).astype(np.int32))
             state, cache, history = _step(model, rules, params, cache, history, state[:3], real, drawn)
@@ -138,7 +140,7 @@ def _select(model, rules, params, hidden_RD, totals_BK, drawn_R, history):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _first(model, rules, beams, params, cache, history, tokens_BT, real_B, drawn_R, source):
-    """Reads the prompts, once each, and begins their hypotheses."""
+    """Reads the last piece of the prompts, once each, and begins their hypotheses."""
     B = tokens_BT.shape[0]
     last_BD, cache = feed(model, params, cache, tokens_BT, real_B, source)
     rows_R = jnp.repeat(jnp.arange(B), beams)

@@ -11,6 +11,7 @@ import numpy as np
 
 from llm.errors import InputError
 from llm.generation.engine import (
+    CHUNK,
     Completion,
     Ends,
     begin_history,
@@ -20,6 +21,8 @@ from llm.generation.engine import (
     feed,
     make_rules,
     padded,
+    pieces,
+    read_piece,
     read_sources,
 )
 from llm.generation.rows import put_row
@@ -41,7 +44,8 @@ class ContinuousBatch:
     """A decoding batch of fixed size whose rows are requests of different ages.
 
     Each row has the tokens of `complete` alone with the request's seed, whatever else is in the batch. Programs are
-    compiled for one decoding step, and for prompts of each bucket of lengths (powers of two) once; none later.
+    compiled for one decoding step, and for prompts of each bucket of lengths (powers of two, up to the piece in which
+    longer ones are read) once; none later.
     """
 
     def __init__(
@@ -55,32 +59,35 @@ class ContinuousBatch:
         vocab_size: int,
         end_of_text: Ends,
         source_room: int | None = None,
+        chunk: int = CHUNK,
         log_probabilities: bool = False,
         on_token: Callable[[int, int], bool | None] = lambda number, token: None,
     ):
         """Makes an empty batch.
 
         Args:
-            model, params, sampling, vocab_size, end_of_text, log_probabilities: as of `complete`.
+            model, params, sampling, vocab_size, end_of_text, chunk, log_probabilities: as of `complete`.
             slots: rows that run at once.
             room: tokens of prompt and output that a row may have, at most the model's context.
             source_room: the same of sources; None where the model has no encoder.
             on_token: called with (the request's number, token); True ends the row after this token.
 
         Raises:
-            InputError: no slot, no room, or more room than the model's context.
+            InputError: no slot, no room, no chunk, or more room than the model's context.
         """
         context = model.spec.context
         if slots < 1 or room < 2 or (context is not None and room > context):
             raise InputError(
                 f"slots={slots}, room={room}: expected at least 1 slot and 2 tokens, at most the context of {context}"
             )
+        if chunk < 1:
+            raise InputError(f"chunk={chunk}: must be at least 1")
         if model.reads_source != (source_room is not None):
             raise InputError(f"source_room={source_room}: a model with an encoder needs it, another has none")
         self._model, self._params, self._on_token = model, params, on_token
         self._rules = make_rules(sampling, vocab_size, end_of_text, log_probabilities)
-        self._room, self._source_room = room, source_room
-        self._cache = model.init_cache(slots, room, source_room or 0)
+        self._room, self._source_room, self._chunk = room, source_room, min(chunk, room)
+        self._cache = self._empty(slots)
         empty = np.zeros((slots, 0), np.int32), np.zeros((slots,), np.int32)
         self._history = begin_history(*empty, room) if sampling.looks_back else None
         self._waiting: collections.deque[tuple[int, Request]] = collections.deque()
@@ -88,6 +95,9 @@ class ContinuousBatch:
         self._tokens, self._seeds = np.zeros((slots, 1), np.int32), np.zeros((slots,), np.uint32)
         self._drawn = np.zeros((slots,), np.int32)
         self._count = 0
+
+    def _empty(self, rows: int):
+        return self._model.init_cache(rows, self._room, self._source_room or 0, self._chunk)
 
     @property
     def idle(self) -> bool:
@@ -142,16 +152,20 @@ class ContinuousBatch:
             yield from self.step()
 
     def _admit(self, slot: int, number: int, request: Request) -> list[tuple[int, Completion]]:
-        length = len(request.prompt)
-        tokens, _ = padded([request.prompt], min(self._room, bucket(length)))
+        length = np.array([len(request.prompt)], np.int32)
+        tokens, _ = padded([request.prompt], min(self._room, bucket(int(length[0]))))
         source = read_sources(None if request.source is None else [request.source], self._source_room)
         own = None
         if self._history is not None:
-            own = begin_history(tokens, np.array([length], np.int32), self._room)
+            own = begin_history(tokens, length, self._room)
+        *before, last = pieces(tokens, length, self._chunk)
+        cache = self._empty(1)
+        for piece in before:
+            cache, source = read_piece(self._model, self._params, cache, *piece, source), {}
         seed = np.uint32(request.seed)
         drawn, scores, self._cache, self._history = _admit(
-            self._model, self._rules, (self._room, self._source_room or 0), self._params, self._cache, self._history,
-            jnp.int32(slot), jnp.asarray(tokens), jnp.array([length], jnp.int32), jnp.array([seed]), own, source,
+            self._model, self._rules, self._params, self._cache, self._history, jnp.int32(slot), cache, *last,
+            jnp.array([seed]), own, source,
         )  # fmt: skip
         self._rows[slot] = number, request, Completion()
         self._seeds[slot], self._drawn[slot] = seed, 0
@@ -184,10 +198,10 @@ def _keys(seeds_B):
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(seeds_B)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
-def _admit(model, rules, rooms, params, cache, history, slot, tokens_1T, real_1, seeds_1, own_history, source):
-    """Reads one prompt and draws its first token; its cache and history take the place of a slot's."""
-    last_1D, own = feed(model, params, model.init_cache(1, *rooms), tokens_1T, real_1, source)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
+def _admit(model, rules, params, cache, history, slot, own, tokens_1T, real_1, seeds_1, own_history, source):
+    """Reads the last piece of a prompt and draws its first token; its cache and history take the place of a slot's."""
+    last_1D, own = feed(model, params, own, tokens_1T, real_1, source)
     zero = jnp.zeros((1,), jnp.int32)
     token_1, score_1, own_history = draw(model, rules, params, last_1D, _keys(seeds_1), zero, own_history)
     if history is not None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,8 @@ from llm.generation.spec import SamplingSpec
 from llm.models import Model
 
 Ends = int | None | Sequence[int]
+# The most tokens of a prompt that are read at once: what a prefill computes, and a window's cache keeps, grows with it.
+CHUNK = 512
 
 
 @dataclasses.dataclass
@@ -64,6 +66,7 @@ def complete(
     sources: Sequence[Sequence[int]] | None = None,
     seed: int | Sequence[int] = 0,
     use_cache: bool = True,
+    chunk: int = CHUNK,
     log_probabilities: bool = False,
     constraint: Constraint | None = None,
     on_token: Callable[[int, int], bool | None] = lambda row, token: None,
@@ -82,6 +85,7 @@ def complete(
         sources: token ids that an encoder reads, one for each prompt; an empty one says nothing. None where the model
             has no encoder.
         seed: of all rows, or of each: a row with its own seed s draws as the first row of a call with the seed s.
+        chunk: the most tokens of a prompt that are read at once; the tokens do not depend on it.
         use_cache: False computes every step from all tokens so far; slower, for comparison.
         log_probabilities: whether they are computed.
         constraint: what each row's new text has to match. Nothing else is drawn: bans by bias, n-grams and the minimum
@@ -96,14 +100,15 @@ def complete(
     if not prompts:
         return []
     rules = make_rules(sampling, vocab_size, end_of_text, log_probabilities)
-    limits, lengths, tokens, room, source = lay_out(prompts, max_tokens, context, sources)
+    limits, lengths, tokens, room, source = laid = lay_out(prompts, max_tokens, context, sources)
     rows, keys = len(prompts), row_keys(seed, len(prompts))
+    step, new, read = _full_step, (jnp.asarray(tokens), jnp.asarray(lengths)), source
     if use_cache:
-        step, carried = _cached_step, init_cache(model, rows, room, source)
+        step = _cached_step
+        carried, new, read = prefill(model, params, laid, chunk)
     else:
-        step, carried = _full_step, jnp.asarray(np.pad(tokens, ((0, 0), (0, room - tokens.shape[1]))))
+        carried = jnp.asarray(np.pad(tokens, ((0, 0), (0, room - tokens.shape[1]))))
     history = begin_history(tokens, lengths, room) if sampling.looks_back else None
-    new = jnp.asarray(tokens), jnp.asarray(lengths)
     completions = [Completion() for _ in prompts]
     running = np.array([limit > 0 for limit in limits])
     matchers = [] if constraint is None else [constraint.begin() for _ in prompts]
@@ -114,8 +119,6 @@ def complete(
         if not running.any():
             break
         seen = jnp.asarray(lengths + n)
-        # A cache has kept the source after the first step.
-        read = source if n == 0 or not use_cache else {}
         drawn_so_far = np.full(rows, n, np.int32)
         allowed = jnp.asarray(np.stack([matcher.allowed_V for matcher in matchers])) if matchers else None
         drawn, scores, carried, history = step(
@@ -139,8 +142,8 @@ def complete(
                 running[row], completions[row].ended = False, "end"
             elif n + 1 == limits[row]:
                 running[row] = False
-        # Rows that have ended are fed padding, which no cache counts.
-        new = drawn[:, None], jnp.asarray(running.astype(np.int32))
+        # Rows that have ended are fed padding, which no cache counts; a cache has kept the source.
+        new, read = (drawn[:, None], jnp.asarray(running.astype(np.int32))), {} if use_cache else source
     return completions
 
 
@@ -171,9 +174,47 @@ def lay_out(prompts, max_tokens: int | Sequence[int], context: int | None, sourc
     return Layout(limits, lengths_B, tokens_BT, room, read_sources(sources))
 
 
-def init_cache(model: Model, rows: int, room: int, source: dict[str, jax.Array]):
-    """An empty cache for these rows and this source."""
-    return model.init_cache(rows, room, source["source_tokens"].shape[1] if source else 0)
+def pieces(tokens_BT: np.ndarray, lengths_B: np.ndarray, chunk: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """The rows' tokens in pieces, (tokens_BC, how many are real in each row), of at most `chunk` tokens.
+
+    All pieces are of one shape. A shorter row begins in a later one, so that each row's last token is in the last.
+
+    Raises:
+        InputError: `chunk` is not positive.
+    """
+    if chunk < 1:
+        raise InputError(f"chunk={chunk}: must be at least 1")
+    size = min(chunk, tokens_BT.shape[1])
+    count = max(1, -(-int(lengths_B.max()) // size))
+    tokens_BT = np.pad(tokens_BT, ((0, 0), (0, size)))
+    done_B = np.zeros_like(lengths_B)
+    for left in range(count, 0, -1):
+        # What remains after this piece fills whole ones.
+        real_B = np.maximum(lengths_B - done_B - (left - 1) * size, 0)
+        tokens_BC = np.take_along_axis(tokens_BT, done_B[:, None] + np.arange(size), axis=1)
+        yield jnp.asarray(tokens_BC), jnp.asarray(real_B)
+        done_B = done_B + real_B
+
+
+def prefill(model: Model, params, laid: "Layout", chunk: int, ahead: int = 0):
+    """Reads all but the last piece of the prompts.
+
+    Args:
+        laid: the prompts.
+        chunk: as of `pieces`.
+        ahead: tokens that later calls add to a row at once, where they are more.
+
+    Returns:
+        (the cache, the last piece, what a batch has to have of the source with it).
+    """
+    source = laid.source
+    first, *rest = pieces(laid.tokens_BT, laid.lengths_B, chunk)
+    width = source["source_tokens"].shape[1] if source else 0
+    cache = model.init_cache(len(laid.limits), laid.room, width, max(first[0].shape[1], ahead))
+    last = first
+    for piece in rest:
+        cache, source, last = read_piece(model, params, cache, *last, source), {}, piece
+    return cache, last, source
 
 
 def make_rules(sampling: SamplingSpec, vocab_size: int, end_of_text: Ends, scored: bool = False) -> Rules:
@@ -268,6 +309,12 @@ def feed(model: Model, params, cache, tokens_BT, real_B, source: dict[str, jax.A
     segments_BT = (jnp.arange(tokens_BT.shape[1]) < real_B[:, None]).astype(jnp.int32)
     output = model.apply({"params": params}, {"tokens": tokens_BT, "segments": segments_BT, **source}, cache=cache)
     return output.hidden_BTD[jnp.arange(tokens_BT.shape[0]), jnp.maximum(real_B - 1, 0)], output.cache
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def read_piece(model: Model, params, cache, tokens_BT, real_B, source: dict[str, jax.Array]):
+    """The cache after tokens_BT, of which real_B are real."""
+    return feed(model, params, cache, tokens_BT, real_B, source)[1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 9))

@@ -19,6 +19,8 @@ def put_row(cache: Any, row: jax.Array, one: Any) -> Any:
 def _each(function, cache, *others):
     changed = {}
     for field in dataclasses.fields(cache):
+        if not field.metadata.get("pytree_node", True):  # a setting
+            continue
         axis = int(field.name == "layers")
         values = [getattr(one, field.name) for one in (cache, *others)]
         changed[field.name] = jax.tree.map(lambda x, *more, axis=axis: function(x, axis, *more), *values)

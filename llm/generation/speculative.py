@@ -16,13 +16,15 @@ import numpy as np
 
 from llm.errors import InputError
 from llm.generation.engine import (
+    CHUNK,
     Completion,
     Ends,
     begin_history,
     feed,
-    init_cache,
     lay_out,
     make_rules,
+    prefill,
+    read_piece,
     row_keys,
 )
 from llm.generation.penalties import History, adjust_logits
@@ -69,6 +71,7 @@ def speculate(
     sources: Sequence[Sequence[int]] | None = None,
     seed: int | Sequence[int] = 0,
     ahead: int = 4,
+    chunk: int = CHUNK,
     account: Account | None = None,
     on_token: Callable[[int, int], bool | None] = lambda row, token: None,
 ) -> list[Completion]:
@@ -94,16 +97,11 @@ def speculate(
         return []
     rows, account = len(prompts), account or Account()
     rules = make_rules(sampling, vocab_size, end_of_text)
-    limits, lengths, tokens, room, source = lay_out(prompts, max_tokens, context, sources)
+    limits, lengths, tokens, room, _ = laid = lay_out(prompts, max_tokens, context, sources)
     if isinstance(guesser, Draft):
         _check_draft(model, guesser.model, vocab_size, max(lengths + limits))
     parts = [(model, params), *([guesser] if isinstance(guesser, Draft) else [])]
-    caches = tuple(
-        _read(
-            part, weights, init_cache(part, rows, room, source), jnp.asarray(tokens), jnp.asarray(lengths - 1), source
-        )
-        for part, weights in parts
-    )
+    caches = tuple(_all_but_the_last(part, weights, laid, chunk, ahead + 1) for part, weights in parts)
     # Room for the guesses that reach beyond the last token.
     history = begin_history(tokens, lengths, room + ahead)
     keys, guess = row_keys(seed, rows), (guesser.model if isinstance(guesser, Draft) else guesser)
@@ -141,10 +139,10 @@ def _check_draft(model: Model, draft: Model, vocab_size: int, longest: int) -> N
         raise InputError(f"the draft's context is {draft.spec.context}: {longest} tokens do not fit")
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _read(model, params, cache, tokens_BT, real_B, source):
+def _all_but_the_last(model: Model, params, laid, chunk: int, ahead: int):
     """The cache after all of each prompt but its last token."""
-    return feed(model, params, cache, tokens_BT, real_B, source)[1]
+    cache, last, source = prefill(model, params, laid._replace(lengths_B=laid.lengths_B - 1), chunk, ahead)
+    return read_piece(model, params, cache, *last, source)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(6, 7))
@@ -163,7 +161,10 @@ def _round(model, guess, rules, ahead, params, draft_params, caches, history: Hi
     else:
         guesses_BA, q_BAV = _drafted(guess, rules, ahead, draft_params, caches[1], history, newest_B, keys_B)
     fed_BT = jnp.concatenate([newest_B[:, None], guesses_BA], axis=1)
-    batch = {"tokens": fed_BT, "segments": jnp.broadcast_to(running_B[:, None], fed_BT.shape).astype(jnp.int32)}
+    # Guesses beyond the room, which no row needs, have no place in a cache.
+    ends_B = jnp.where(running_B, history.tokens_BS.shape[1] - 1 - ahead, 0)
+    real_BT = history.lengths_B[:, None] - 1 + jnp.arange(ahead + 1) < ends_B[:, None]
+    batch = {"tokens": fed_BT, "segments": real_BT.astype(jnp.int32)}
     output = model.apply({"params": params}, batch, cache=caches[0])
     p, after = [], history
     for place in range(ahead + 1):

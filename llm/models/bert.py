@@ -198,9 +198,9 @@ class Bert(nn.Module):
         mean_BD = pool(hidden_BTD.astype(jnp.float32), segments_of(batch) != 0, "mean")
         return mean_BD / jnp.maximum(jnp.linalg.norm(mean_BD, axis=-1, keepdims=True), 1e-12)
 
-    def init_cache(self, batch: int, length: int, source_length: int = 0) -> None:
+    def init_cache(self, batch: int, length: int, source_length: int = 0, chunk: int | None = None) -> None:
         """There is none: BERT does not generate."""
-        del batch, length, source_length
+        del batch, length, source_length, chunk
         raise NotImplementedError("the bert family reads whole rows and generates nothing")
 
     def flops_per_token(self, params, length: int) -> float:

@@ -57,12 +57,13 @@ class Model(Protocol):
         """Linen's apply."""
         ...
 
-    def init_cache(self, batch: int, length: int, source_length: int = 0) -> Any:
+    def init_cache(self, batch: int, length: int, source_length: int = 0, chunk: int | None = None) -> Any:
         """An empty cache for `batch` rows of at most `length` tokens, and sources of `source_length`.
 
-        Its `lengths_B` counts the tokens of each row so far. The arrays of its `layers` have the rows at axis 1, all
-        others at axis 0; a `KVCache` is taken back by smaller lengths alone. The first call after it gives the source,
-        later ones do not.
+        A call adds at most `chunk` tokens to a row, all `length` where it is None: the fewer, the less a layer with a
+        window has to keep. `lengths_B` counts the tokens of each row so far. The arrays of `layers` have the rows at
+        axis 1, all others at axis 0; a `KVCache` is taken back into the last call by smaller lengths alone. The first
+        call after it gives the source, later ones do not.
         """
         ...
 

@@ -260,12 +260,12 @@ class EncoderDecoder(nn.Module):
         real_BT = segments_of(batch) != 0
         return self.class_head(pool(hidden_BTD, real_BT, w.pooling), batch["tokens"], real_BT, train)
 
-    def init_cache(self, batch: int, length: int, source_length: int = 0) -> KVCache:
-        """An empty cache for `batch` rows of at most `length` tokens and sources of `source_length`."""
+    def init_cache(self, batch: int, length: int, source_length: int = 0, chunk: int | None = None) -> KVCache:
+        """An empty cache for `batch` rows of `length` tokens, `chunk` at once, and sources of `source_length`."""
         w: Wiring = self.spec.wiring()
         a = w.block.attention
         return KVCache.empty(
-            w.decoder_layers, batch, length, a.kv_heads, a.head_width, jnp.dtype(w.dtype), source_length
+            w.decoder_layers, batch, length, a.kv_heads, a.head_width, jnp.dtype(w.dtype), source_length, chunk
         )
 
     def flops_per_token(self, params, length: int) -> float:

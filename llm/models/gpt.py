@@ -231,11 +231,14 @@ class GPT(nn.Module):
             return self.embed.logits(hidden_BTD)
         return self.unembedding_projection(hidden_BTD).astype(jnp.float32)
 
-    def init_cache(self, batch: int, length: int, source_length: int = 0) -> KVCache:
-        """An empty cache for `batch` rows of at most `length` tokens; there is no source."""
+    def init_cache(self, batch: int, length: int, source_length: int = 0, chunk: int | None = None) -> KVCache:
+        """An empty cache for `batch` rows of at most `length` tokens, `chunk` of them at once; there is no source."""
         del source_length
         s, a = self.spec, self.spec.attention_settings()
-        return KVCache.empty(s.layers, batch, length, a.kv_heads, a.head_width, jnp.dtype(s.dtype))
+        return KVCache.empty(
+            s.layers, batch, length, a.kv_heads, a.head_width, jnp.dtype(s.dtype), chunk=chunk,
+            windows=s.windows_in_turn(),
+        )  # fmt: skip
 
     def flops_per_token(self, params, length: int) -> float:
         """Floating-point operations of the forward pass a token, in rows of `length` (`llm.models.flops`)."""

@@ -177,9 +177,9 @@ class RNN(nn.Module):
         real_BT = segments_of(batch) != 0
         return self.class_head(pool(hidden_BTD, real_BT, self.spec.pooling), batch["tokens"], real_BT, train)
 
-    def init_cache(self, batch: int, length: int, source_length: int = 0) -> RecurrentState:
-        """The zero state of `batch` rows: it has one size whatever the length, and there is no source."""
-        del length, source_length
+    def init_cache(self, batch: int, length: int, source_length: int = 0, chunk: int | None = None) -> RecurrentState:
+        """The zero state of `batch` rows: it has one size whatever the lengths, and there is no source."""
+        del length, source_length, chunk
         s = self.spec
         arrays = tuple(jnp.zeros((s.layers, batch, s.width), jnp.float32) for _ in range(CELLS[s.cell].states))
         return RecurrentState(arrays, jnp.zeros((batch,), jnp.int32))

@@ -27,7 +27,10 @@ def causal_rows(batch: dict, cache: KVCache | None) -> tuple[jax.Array, Mask, KV
     """(positions_BT, the mask of rows that see no later token, the cache with its lengths advanced).
 
     With a cache, batch["segments"] says which tokens are real: padding (0) stands at the end of a row, is not counted
-    in the row's length, and is overwritten by the next call.
+    in the row's length, and is not kept. A layer whose keys do not lie in order says where they are.
+
+    Raises:
+        ValueError: more tokens than the cache takes at once.
     """
     segments_BT = batch.get("segments")
     if cache is None:
@@ -39,15 +42,11 @@ def causal_rows(batch: dict, cache: KVCache | None) -> tuple[jax.Array, Mask, KV
             prefix_lengths_B=batch.get("prefix_lengths"),
         )
         return positions_of(batch), mask, None
-    B, T = batch["tokens"].shape
+    T = batch["tokens"].shape[1]
+    if T > cache.chunk:
+        raise ValueError(f"the cache takes {cache.chunk} tokens of a row at once, got {T}: feed them in pieces")
     positions_BT = cache.lengths_B[:, None] + jnp.arange(T, dtype=jnp.int32)
     real_B = T if segments_BT is None else (segments_BT != 0).sum(-1, dtype=jnp.int32)
     cache = dataclasses.replace(cache, lengths_B=cache.lengths_B + real_B)
-    slots = jnp.arange(cache.layers[0].shape[2], dtype=jnp.int32)
-    mask = Mask(
-        causal=True,
-        q_positions_BT=positions_BT,
-        kv_positions_BS=jnp.broadcast_to(slots, (B, slots.size)),
-        kv_lengths_B=cache.lengths_B,
-    )
+    mask = Mask(causal=True, q_positions_BT=positions_BT, kv_lengths_B=cache.lengths_B)
     return positions_BT, mask, cache

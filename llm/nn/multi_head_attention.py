@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from llm.attention import BucketBias, Mask
-from llm.nn.cache import write
+from llm.nn.cache import held_positions, write
 from llm.nn.norm import Norm
 from llm.nn.position import Rope, rotary
 from llm.nn.projection import Projection
@@ -72,8 +72,9 @@ class MultiHeadAttention(nn.Module):
     ):
         """Returns (y_BTD, cache).
 
-        `cache` is this layer's (k_BSKH, v_BSKH) or None: of the row so far, to which x_BTD is added at its positions;
-        of the source, which is read where source_BSD is None and replaced where it is given.
+        `cache` is this layer's (k_BSKH, v_BSKH) or None: of the row so far, to which x_BTD is added at its positions, a
+        ring where there is a window, and the mask then has kv_lengths_B, with x_BTD; of the source, which is read where
+        source_BSD is None and replaced where it is given.
         """
         s = self.settings
         q_BTNH = self._query(x_BTD)
@@ -87,8 +88,12 @@ class MultiHeadAttention(nn.Module):
                 q_BTNH, k_BTKH = rotary(q_BTNH, positions_BT, s.rope), rotary(k_BTKH, positions_BT, s.rope)
             kept = k_BTKH, v_BTKH
             if cache is not None:
-                assert positions_BT is not None
-                cache = kept = write(cache[0], k_BTKH, positions_BT), write(cache[1], v_BTKH, positions_BT)
+                assert positions_BT is not None and mask.kv_lengths_B is not None
+                at = positions_BT, mask.kv_lengths_B
+                cache = kept = write(cache[0], k_BTKH, *at), write(cache[1], v_BTKH, *at)
+                if s.window is not None:
+                    held_BS = held_positions(cache[0].shape[1], mask.kv_lengths_B)
+                    mask = dataclasses.replace(mask, kv_positions_BS=held_BS)
             if s.window is not None:
                 mask = dataclasses.replace(mask, window=(s.window, None if mask.causal else s.window))
         assert kept is not None, "a source or its cache"

@@ -31,8 +31,8 @@ class Stack(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, around: Surroundings, cache: tuple[jax.Array, ...] | None = None):
-        """Returns (x_BTD, cache, aux): the layers' arrays with L leading, and the sums of their extra losses."""
+    def __call__(self, x_BTD: jax.Array, around: Surroundings, cache: tuple[tuple[jax.Array, ...], ...] | None = None):
+        """Returns (x_BTD, cache, aux): as `llm.nn.cache.KVCache.layers`, and the sums of the layers' extra losses."""
         pattern = len(self.windows)
         rounds = self.layers // pattern
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
@@ -55,12 +55,11 @@ class Stack(nn.Module):
 
         if pattern == 1:
             layer = scanned(block)(settings[0], self.train, self.dtype, name="layers")
-            x_BTD, (cache, aux) = layer(x_BTD, around, cache)
+            x_BTD, (mine, aux) = layer(x_BTD, around, None if cache is None else cache[0])
+            cache = None if cache is None else (mine,)
         else:
-            folded = None if cache is None else tuple(x.reshape(rounds, pattern, *x.shape[1:]) for x in cache)
             layer = scanned(_Round)(block, tuple(settings), self.train, self.dtype, name="layers")
-            x_BTD, (folded, aux) = layer(x_BTD, around, folded)
-            cache = None if folded is None else tuple(x.reshape(self.layers, *x.shape[2:]) for x in folded)
+            x_BTD, (cache, aux) = layer(x_BTD, around, cache)
         return x_BTD, cache, {name: (total.sum(), weight.sum()) for name, (total, weight) in aux.items()}
 
 
@@ -77,9 +76,7 @@ class _Round(nn.Module):
         kept, losses = [], []
         for i, settings in enumerate(self.settings):
             layer = self.block(settings, self.train, self.dtype, name=f"block_{i}")
-            mine = None if cache is None else tuple(x[i] for x in cache)
-            x_BTD, (mine, aux) = layer(x_BTD, around, mine)
+            x_BTD, (mine, aux) = layer(x_BTD, around, None if cache is None else cache[i])
             kept.append(mine)
             losses.append(aux)
-        cache = None if cache is None else jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
-        return x_BTD, (cache, jax.tree.map(lambda *parts: sum(parts), *losses))
+        return x_BTD, (None if cache is None else tuple(kept), jax.tree.map(lambda *parts: sum(parts), *losses))

@@ -84,7 +84,7 @@ def test_one_beam_is_greedy_and_rows_are_alone(name):
     one = search(name, PROMPTS, 1, limits, sampling=spec, **how)
     assert [list(row[0].tokens) for row in one] == [row.tokens for row in greedy]
     assert [row[0].ended for row in one] == [row.ended for row in greedy]
-    both = search(name, PROMPTS, 3, limits, sampling=spec, **how)
+    both = search(name, PROMPTS, 3, limits, sampling=spec, chunk=4, **how)
     more = {key: rows[::-1] for key, rows in sources(name, 2).items()}
     turned = search(name, PROMPTS[::-1], 3, limits[::-1], sampling=spec, **how, **more)[::-1]
     # A program for one row is compiled for one family alone: it takes most of the time.

@@ -29,7 +29,7 @@ def batch(name, sampling, slots, room, **how):
 def test_rows_that_come_and_go_are_single_runs(name):
     built, params, _ = model(name)
     asked = requests(name, (3, 7, 1, 8, 5, 2), (9, 1, 12, 4, 6, 10))
-    engine = batch(name, EVERYTHING, 2, 24, log_probabilities=True)
+    engine = batch(name, EVERYTHING, 2, 24, log_probabilities=True, chunk=4)
     got = dict(engine.run(asked))
     assert sorted(got) == list(range(6)) and engine.idle
     for number, one in enumerate(asked):
@@ -75,6 +75,8 @@ def test_refusals():
             engine.submit(request)
     with pytest.raises(InputError, match="room=4096"):
         batch("llama", SamplingSpec(1.0), 4, 4096)
+    with pytest.raises(InputError, match="chunk=0"):
+        batch("llama", SamplingSpec(1.0), 4, 64, chunk=0)
     with pytest.raises(InputError, match="source_room=8"):
         batch("llama", SamplingSpec(1.0), 4, 64, source_room=8)
     with pytest.raises(InputError, match="9 tokens, the room is 8: shorten"):

@@ -1,13 +1,19 @@
 """The decoding loop: cached = uncached, batch = single, and where rows end."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from llm.errors import InputError
 from llm.generation import SamplingSpec, complete, generate
-from tests.models.test_gpt import SPECS, make
+from tests.generation import families
+from tests.models.test_gpt import GPT2, LLAMA, TINY, make
 from tests.quick import quick
+
+# All are seen; windows in every layer; in every second one.
+SPECS = {"tiny": TINY, "llama": LLAMA, "banded": dataclasses.replace(GPT2, windows=(0, 3))}
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
 
@@ -23,10 +29,51 @@ def run(name, prompts, sampling, max_tokens=12, call=generate, **how):
     return call(*lively(name), prompts, max_tokens, sampling, **how)
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("sampling", [SamplingSpec(0.0), SamplingSpec(1.0, 7, 0.9)], ids=["greedy", "drawn"])
+UNLIKE = [[(7 * n + 3 * i) % 31 for i in range(n)] for n in range(1, 12)]  # one to eleven tokens
+
+
+@pytest.mark.parametrize(
+    "name, sampling", [*((name, SamplingSpec(0.0)) for name in SPECS), ("tiny", SamplingSpec(1.0, 7, 0.9))]
+)
 def test_cached_equals_uncached_token_for_token(name, sampling):
-    assert run(name, PROMPTS, sampling) == run(name, PROMPTS, sampling, use_cache=False)
+    """Prompts shorter and longer than the windows, in pieces of which their rings hold no more than one."""
+    how = dict(call=complete, log_probabilities=True)
+    cached, whole = run(name, UNLIKE, sampling, chunk=4, **how), run(name, UNLIKE, sampling, use_cache=False, **how)
+    assert [row.tokens for row in cached] == [row.tokens for row in whole]
+    scores = [[row.log_probabilities for row in rows] for rows in (cached, whole)]
+    np.testing.assert_allclose(*scores, atol=1e-4)
+    assert len({str(row.tokens) for row in cached}) == 11
+
+
+@pytest.mark.parametrize("name", ["gpt3", "rnn lstm", "t5 1.0"])
+def test_pieces_are_one_prefill(name):
+    """Of unlike prompts; windows, a state, and a decoder whose source comes with the first piece."""
+    built, params, context = families.model(name)
+    how = dict(context=context, vocab_size=61, end_of_text=None, log_probabilities=True)
+    how |= families.sources(name, 11)
+    one, pieces = (complete(built, params, UNLIKE, 3, SamplingSpec(0.0), chunk=n, **how) for n in (512, 3))
+    assert [row.tokens for row in one] == [row.tokens for row in pieces]
+    scores = [[row.log_probabilities for row in rows] for rows in (one, pieces)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_a_window_bounds_the_cache_and_each_bucket_has_one_program():
+    from llm.generation import engine
+
+    model, params = lively("banded")
+    cache = jax.eval_shape(lambda: engine.prefill(model, params, engine.lay_out(UNLIKE, 9, 24, None), 4)[0])
+    assert [[x.shape[2] for x in place] for place in cache.layers] == [[24, 24], [7, 7]]  # 3 before the query, and 4
+    with pytest.raises(ValueError, match="takes 4 tokens of a row at once, got 5"):
+        engine.feed(model, params, cache, np.zeros((11, 5), np.int32), np.ones(11, np.int32), {})
+    with pytest.raises(InputError, match="chunk=0"):
+        run("tiny", PROMPTS, SamplingSpec(0.0), chunk=0)
+    before = engine.read_piece._cache_size(), engine._cached_step._cache_size()
+    for length in range(1, 21):
+        run("tiny", [[1] * length], SamplingSpec(0.9), max_tokens=2, chunk=8)
+    # Rows of 8, 16 and 24 places: up to eight tokens are read to the end and one after them, and those before; in rows
+    # of 8 there are none before.
+    assert engine.read_piece._cache_size() - before[0] == 2
+    assert engine._cached_step._cache_size() - before[1] == 6
 
 
 def test_batch_equals_single_runs():
