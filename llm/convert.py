@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ from llm.run_folder import IMPORTED, Run, open_run, origin
 from llm.tokenization import Tokenizer
 from llm.tokenization.loading import tokenizer_from
 from llm.training import metrics, state
-from llm.training.checkpoint import Checkpoints
+from llm.training.checkpoint import Checkpoints, Later
 from llm.training.loop import recipe
 from llm.training.optimizer import path_name
 
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> None:
         take_in(flags.source, flags.workdir, flags.tokenizer)
         _try(open_run(flags.workdir), flags.prompt)
     else:
-        write(open_run(flags.workdir), pathlib.Path(flags.target))
+        write(open_run(flags.workdir, values=False), pathlib.Path(flags.target))
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -82,18 +84,25 @@ def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> 
         loaded = weights.load(table, source.tensors, shapes)
     except InputError as error:
         raise InputError(f"--from={name}: {error}") from None
-    fresh = [path for path in shapes if path not in loaded.arrays]
-    arrays: dict[str, Any] = {**loaded.arrays, **_fresh(made_of, fresh)}
-    params = jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], target)
+    fresh = _fresh(made_of, [path for path in shapes if path not in loaded.arrays])
+
+    def later(path, x) -> Later:
+        name = path_name(path)
+        return Later(x.shape, lambda: fresh[name] if name in fresh else loaded.arrays[name])
 
     tokenizer.save(workdir / TOKENIZER)
     # Read once more, as every preparation by it will read it: its fingerprint is then the same.
     tokenizer = tokenizer_from(workdir / TOKENIZER)
     tokenizer.save(workdir / TOKENIZER)
     checkpoints = Checkpoints(workdir / "checkpoints", 1, cli.say_error)
+    params = jax.tree_util.tree_map_with_path(later, target)
     fingerprints = {"data": "", "tokenizer": tokenizer.fingerprint}
-    checkpoints.save(0, {"params": params}, fingerprints=fingerprints, seconds=0.0, tokens=0)
-    checkpoints.wait()
+    try:
+        checkpoints.save_one_by_one(0, {"params": params}, fingerprints=fingerprints, seconds=0.0, tokens=0)
+    except InputError as error:  # numbers that cannot be read
+        shutil.rmtree(workdir / "checkpoints")
+        (workdir / TOKENIZER).unlink()
+        raise InputError(f"--from={name}: {error}") from None
     said = {
         "from": str(source.path),
         "model_type": source.config.get("model_type", imported.family),
@@ -104,7 +113,7 @@ def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> 
     config.save(experiment, workdir / "config.json")
     print(cli.table([
         ("model", f"{said['model_type']}, as the {imported.family} family learns {imported.objective!r}"),
-        ("parameters", f"{sum(x.size for x in arrays.values()):,} in {len(source.tensors):,} tensors"),
+        ("parameters", f"{sum(map(math.prod, shapes.values())):,} in {len(source.tensors):,} tensors"),
         *[("made anew", f"the {head} head, which the checkpoint lacks") for head in loaded.missing_heads],
         *[("left out", f"{one}, which {imported.objective!r} does not read") for one in loaded.unread],
         ("tokenizer", f"{tokenizer.kind}, {tokenizer.vocab_size:,} entries"),
@@ -227,11 +236,13 @@ def _try(run: Run, prompt: str) -> None:
 def write(run: Run, folder: pathlib.Path) -> None:
     """Writes a run as a folder of Hugging Face's, whole or not at all: an import of it is bit-equal.
 
+    Args:
+        run: opened without values; its parameters are read one after the other.
+        folder: new, or empty.
+
     Raises:
         InputError: none of their models computes what this one does, or the folder is not empty.
     """
-    from safetensors.numpy import save_file
-
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--to={folder} is not empty; name a new folder")
@@ -241,12 +252,17 @@ def write(run: Run, folder: pathlib.Path) -> None:
     ends = run.experiment.generation.all_ends(tokenizer.end_of_text)
     made = weights.their_config(spec, kind, run.labels, pad, ends, missing)
     table = weights.table_of(spec, kind).without(missing)
-    leaves = jax.tree_util.tree_leaves_with_path(run.params)
-    arrays = {path_name(path): np.asarray(x) for path, x in leaves}
-    tensors = dict(weights.tensors_of(table, arrays, bare=kind == "contrastive"))
+    checkpoints = Checkpoints(run.workdir / "checkpoints", 1, cli.say_error)
+    places = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(run.params)}
+
+    def read(path: str) -> np.ndarray:
+        return checkpoints.restore_array(run.step, f"params/{path}", places[path])
+
+    shapes = {path: x.shape for path, x in places.items()}
+    tensors = weights.tensors_of(table, shapes, read, bare=kind == "contrastive")
     partial = folder.with_name(folder.name + ".partial")
     cli.writable_workdir(str(partial))
-    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    weights.write_safetensors(partial / "model.safetensors", tensors)
     metrics.write_json(partial / "config.json", made | {"torch_dtype": "float32"})
     tokenizer.save(partial / "tokenizer.json")
     metrics.write_json(partial / "tokenizer_config.json", _tokenizer_config(run))
@@ -255,7 +271,7 @@ def write(run: Run, folder: pathlib.Path) -> None:
     partial.rename(folder)
     print(cli.table([
         ("model", made["architectures"][0]),
-        ("parameters", f"{sum(x.size for x in tensors.values()):,} in {len(tensors):,} tensors, float32"),
+        ("parameters", f"{sum(math.prod(x.shape) for x in tensors.values()):,} in {len(tensors):,} tensors, float32"),
         ("folder", str(folder)),
     ]))  # fmt: skip
 

@@ -182,5 +182,11 @@ def test_refusals_leave_no_run(tmp_path, tokens, run):
     assert not list(workdir.iterdir())
     assert_refused(verb("convert", f"--workdir={workdir}"), "--from", "--to")
     assert_refused(verb("convert", f"--from={checkpoint}", f"--to={checkpoint}", f"--workdir={workdir}"), "one of")
+    shutil.copytree(GOLDENS / "gpt2", checkpoint, dirs_exist_ok=True)
+    bias = tensors["transformer.h.1.ln_1.bias"].astype(np.int32)  # seen when its turn to be written comes
+    tensors = load_file(checkpoint / "model.safetensors") | {"transformer.h.1.ln_1.bias": bias}
+    save_file(tensors, checkpoint / "model.safetensors")
+    assert_refused(verb("convert", *given, f"--tokenizer={tokens}"), "ln_1.bias: numbers of type I32")
+    assert not list(workdir.iterdir())
     golden = f"--from={GOLDENS / 'gpt2'}", f"--tokenizer={tokens}"
     assert_refused(verb("convert", *golden, f"--workdir={run}"), "holds a run already")
