@@ -130,10 +130,6 @@ def _tokenizer(source: weights.Source, imported: weights.Imported, name: str | N
         tokenizer = tokenizer_from(where)
     except InputError as error:
         hint = "" if name else "; name one by --tokenizer=PATH"
-        if where is not None and (pathlib.Path(where) / "source.spm").is_file():
-            raise InputError(
-                f"{where}: Marian's pair of tokenizers cannot be read; name another by --tokenizer=PATH"
-            ) from None
         raise InputError(f"{error}{hint}") from None
     roles = {} if imported.opens is None else {"bos": imported.opens}
     if imported.ends:

@@ -2,8 +2,8 @@
 
 The file is Hugging Face's tokenizer.json, and their `tokenizers` reads it too. What that format has no place for stands
 in its "model" object under "llm": the roles of special tokens and the chat template. A SentencePiece model, which the
-format cannot say exactly, stands there whole, in base64, and its text goes through the sentencepiece library; such a
-file only this module reads.
+format cannot say exactly, stands there whole, in base64, and its text goes through the sentencepiece library; so do the
+two of a Marian tokenizer. Such files only this module reads.
 """
 
 import codecs
@@ -34,12 +34,12 @@ class Tokenizer:
         wordpiece: the words with one space between them, punctuation and Chinese characters as words of their own,
             control characters gone, a word with a character that the vocabulary lacks as [UNK]; lower case, or without
             accents, where asked for.
-        SentencePiece files: what their own normalisation leaves (T5's: NFKC, runs of spaces as one).
+        SentencePiece files, Marian's too: what their own normalisation leaves (T5's: NFKC, runs of spaces as one).
 
     Text becomes a special token only by `allow_special=True`, or where a chat template itself writes the token.
 
     Attributes:
-        kind: "bpe", "wordpiece", "unigram", "wordlevel" or "sentencepiece", the algorithm in the file.
+        kind: "bpe", "wordpiece", "unigram", "wordlevel", "sentencepiece" or "marian", the algorithm in the file.
         vocab_size: one more than the highest id.
         end_of_text: of a trained tokenizer, <|endoftext|>; of a loaded one, what its files call the end of a sequence,
             else the first of <|endoftext|>, </s>, <|end_of_text|>, <eos>, [EOS], [SEP] that it has.
@@ -112,10 +112,13 @@ class Tokenizer:
         self._check_text([text])
         return self._encode_parts(self._splitter(text))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, as `encode` gives them, on all cores."""
+    def encode_batch(self, texts: Sequence[str], target: bool = False) -> list[list[int]]:
+        """The ids of each text, as `encode` gives them, on all cores.
+
+        `target`: the texts are translations, which Marian's tokenizers cut by a model of their own; others do not care.
+        """
         self._check_text(texts)
-        return self._backend.encode_batch(list(texts))
+        return self._backend.encode_batch(list(texts), target)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text and, for each, the characters of the text [start, end) that it stands for.
@@ -231,7 +234,7 @@ class Tokenizer:
         return hashlib.sha256(self._text.encode()).hexdigest()[:16]
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes tokenizer.json, which Hugging Face's `tokenizers` reads too unless it holds a SentencePiece model."""
+        """Writes tokenizer.json, which Hugging Face's `tokenizers` reads too unless it holds SentencePiece models."""
         path.write_bytes(self._text.encode())
 
     def with_roles(self, **ids: int) -> "Tokenizer":

@@ -217,6 +217,36 @@ def test_unigram_files_cannot_be_injected(tmp_path):
     assert tokenizer.decode([3, 8, 1, 3, 9]) == "a</s>b" and tokenizer.end_of_text == 1 and tokenizer.pad == 0
 
 
+def test_marian_cuts_what_it_reads_and_what_it_writes_by_two_models(tmp_path):
+    """transformers' ids (tests/goldens/marian.py). Unknown pieces come back as <unk>, where it puts spaces around."""
+    golden = json.loads((GOLDENS / "marian.json").read_text())
+    tokenizer = tokenizer_from(GOLDENS / "marian")
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for made in (tokenizer, tokenizer_from(tmp_path)):
+        assert made.encode_batch(golden["texts"]) == golden["sources"]
+        assert made.encode_batch(golden["texts"], target=True) == golden["targets"]
+        for ids, text in zip(golden["targets"], golden["decoded"]):
+            assert made.decode(ids) == text or "<unk>" in text
+    assert (tokenizer.end_of_text, tokenizer.unk, tokenizer.pad, tokenizer.vocab_size) == (256, 257, 258, 259)
+    for text, source in zip(golden["texts"], golden["sources"]):
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        assert ids == source and all(0 <= start <= end <= len(text) for start, end in offsets)
+    assert tokenizer.encode_with_offsets(">>deu<<Save")[1][0] == (0, 7)
+    assert not {256, 258} & set(tokenizer.encode("</s> <pad>"))
+    shutil.copytree(GOLDENS / "marian", tmp_path / "marian")
+    for change, message in (
+        ({"<pad>": "1"}, "expected an object of pieces"), ({"<pad>": None}, "expected an object"), (None, "no <pad>"),
+    ):  # fmt: skip
+        vocab = json.loads((GOLDENS / "marian/vocab.json").read_text())
+        vocab = {piece: i for piece, i in vocab.items() if piece != "<pad>"} if change is None else vocab | change
+        (tmp_path / "marian/vocab.json").write_text(json.dumps(vocab))
+        with pytest.raises(InputError, match=f"vocab.json.*{message}"):
+            tokenizer_from(tmp_path / "marian")
+    (tmp_path / "marian/target.spm").unlink()
+    with pytest.raises(InputError, match="source.spm needs target.spm beside it"):
+        tokenizer_from(tmp_path / "marian")
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
