@@ -260,8 +260,8 @@ def write(run: Run, folder: pathlib.Path) -> None:
     cli.writable_workdir(str(partial))
     weights.write_safetensors(partial / "model.safetensors", tensors)
     metrics.write_json(partial / "config.json", made | {"torch_dtype": "float32"})
-    tokenizer.save(partial / "tokenizer.json")
-    metrics.write_json(partial / "tokenizer_config.json", _tokenizer_config(run))
+    kind = tokenizer.export(partial)
+    metrics.write_json(partial / "tokenizer_config.json", {"tokenizer_class": kind} | _tokenizer_config(run))
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)
@@ -280,10 +280,7 @@ def _tokenizer_config(run: Run) -> dict[str, Any]:
     if before == "end_of_text":  # ours, which open every text with it
         roles["bos"] = tokenizer.end_of_text
     found: dict[str, Any] = {f"{role}_token": tokenizer.token(i) for role, i in roles.items() if i is not None}
-    found |= {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": before != "" and not run.model.reads_source,
-    }
+    found["add_bos_token"] = before != "" and not run.model.reads_source
     return found | ({} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template})
 
 

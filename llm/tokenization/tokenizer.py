@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from llm.errors import InputError
-from llm.tokenization import chat, special
+from llm.tokenization import chat, export, special
 from llm.tokenization.backends import Backend, make_backend
 from llm.tokenization.pieces import Joiner
 
-META = "llm"
+META = export.META
 Spellings = list[bytes | None]
 
 
@@ -236,6 +236,14 @@ class Tokenizer:
     def save(self, path: pathlib.Path) -> None:
         """Writes tokenizer.json, which Hugging Face's `tokenizers` reads too unless it holds SentencePiece models."""
         path.write_bytes(self._text.encode())
+
+    def export(self, folder: pathlib.Path) -> str:
+        """Writes the files that Hugging Face's transformers reads it from; the name of its class there.
+
+        Raises:
+            InputError: a SentencePiece model that they have no place for (`llm.tokenization.export`).
+        """
+        return export.write(json.loads(self._text), folder)
 
     def with_roles(self, **ids: int) -> "Tokenizer":
         """The same tokenizer with these ids as its `end_of_text`, `bos`, `pad`, ...: what a model's own config says.

@@ -88,6 +88,7 @@ def test_out_and_in_again_is_bit_equal(run, tmp_path):
     assert read[0]["model"] == read[1]["model"] and read[0]["generation"] == read[1]["generation"]
     said = json.loads((folder / "tokenizer_config.json").read_text())
     assert said["add_bos_token"] is False and said["eos_token"]
+    assert said["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert_refused(verb("convert", f"--to={folder}", f"--workdir={run}"), "is not empty")
 
 
