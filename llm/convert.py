@@ -72,6 +72,10 @@ def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> 
         what = "a run" if (workdir / "config.json").exists() else "part of a run, of an import that was stopped say,"
         raise InputError(f"--workdir={workdir} holds {what} already; name another, or remove it")
     begins = imported.objective == "causal" and _begins(source, tokenizer_name)
+    if begins:
+        if tokenizer.bos is None:
+            raise InputError("the tokenizer's files put a token before every text and do not say which (bos_token)")
+        tokenizer = tokenizer.with_roles(opens=tokenizer.bos)
     experiment = _experiment(imported, tokenizer, workdir, begins)
     model = models.build(experiment.model, tokenizer.vocab_size, len(imported.labels))
     sharding.request_cpu_devices(experiment.mesh)
@@ -145,8 +149,6 @@ def _experiment(
     imported: weights.Imported, tokenizer: Tokenizer, workdir: pathlib.Path, begins: bool
 ) -> config.Experiment:
     """The config of the run, which also is one to fine-tune it by; `begins` puts the tokenizer's first token first."""
-    if begins and tokenizer.bos is None:
-        raise InputError("the tokenizer's files put a token before every text and do not say which (bos_token)")
     made = config.default_config(imported.family)
     for field in dataclasses.fields(imported.spec):
         made.model[field.name] = getattr(imported.spec, field.name)

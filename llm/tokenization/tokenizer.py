@@ -26,7 +26,7 @@ Spellings = list[bytes | None]
 
 
 class Tokenizer:
-    """Text to ids and back. Ids run from 0 to `vocab_size` - 1; `end_of_text` opens and closes every document.
+    """Text to ids and back. Ids run from 0 to `vocab_size` - 1; `opens` opens every document, `end_of_text` closes it.
 
     What comes back from `decode(encode(text))`:
         byte-level bpe, bytes, chars: every text, exactly, unless a loaded file normalises it (NFC in Qwen's).
@@ -44,6 +44,7 @@ class Tokenizer:
         end_of_text: of a trained tokenizer, <|endoftext|>; of a loaded one, what its files call the end of a sequence,
             else the first of <|endoftext|>, </s>, <|end_of_text|>, <eos>, [EOS], [SEP] that it has.
         pad, unk, cls, sep, mask, bos: ids of the tokens with these roles, or None.
+        opens: what opens a document: the end of text, or what the file of an imported model's tokenizer says.
         sentinels: the ids of <extra_id_0>, <extra_id_1>, ...; they descend.
         chat_template: Jinja source, or None.
     """
@@ -76,6 +77,7 @@ class Tokenizer:
         self.pad, self.unk, self.cls = roles["pad"], roles["unk"], roles["cls"]
         self.sep, self.mask, self.bos = roles["sep"], roles["mask"], roles["bos"]
         ids = self._backend.ids
+        self.opens: int = ids.get((meta.get("roles") or {}).get("opens", ""), self.end_of_text)
         self.sentinels: tuple[int, ...] = special.sentinels({token: ids[token] for token in self._splitter.specials})
 
     def _role(self, role: str, said: dict[str, str]) -> int | None:
@@ -246,7 +248,7 @@ class Tokenizer:
         return export.write(json.loads(self._text), folder)
 
     def with_roles(self, **ids: int) -> "Tokenizer":
-        """The same tokenizer with these ids as its `end_of_text`, `bos`, `pad`, ...: what a model's own config says.
+        """The same tokenizer with these ids as its `end_of_text`, `bos`, `opens`, ...: what a model's own config says.
 
         Raises:
             InputError: an id that stands for nothing.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llm.tokenization import TokenizerSpec, train
+from llm.tokenization import Tokenizer, TokenizerSpec, train
 from tests.helpers import ROOT, environment
 from tests.weights.checkpoints import GOLDENS
 
@@ -59,12 +59,15 @@ def added(*arguments) -> int:
 def test_a_conversion_needs_the_memory_of_one_parameter(large, tmp_path):
     """Reading and writing one takes its memory two or three times; the whole has four times that of one."""
     tokenizer, largest = tmp_path / "tokenizer.json", 4 * LAYERS * WIDTH * FF_WIDTH
-    train(TokenizerSpec(kind="bytes"), []).save(tokenizer)
+    made = train(TokenizerSpec(kind="bytes", special_tokens=("<a>",)), [])
+    made.save(tokenizer)
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true, "bos_token": "<a>"}')
     runs, folders = [tmp_path / "small", tmp_path / "large"], [tmp_path / "small-out", tmp_path / "large-out"]
     sources = [GOLDENS / "llama", large]
     read = added("in", *(f"{source},{run},{tokenizer}" for source, run in zip(sources, runs)))
     written = added("out", *(f"{run},{folder}" for run, folder in zip(runs, folders)))
     assert max(read, written) < 2.5 * largest, (read, written, largest)
+    assert Tokenizer.load(runs[0] / "tokenizer.json").opens == made.special_tokens["<a>"]  # before each document
     again = load_file(folders[1] / "model.safetensors")
     for name, x in load_file(large / "model.safetensors").items():
         np.testing.assert_array_equal(again[name], x, err_msg=name)
