@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ from llm.run_folder import IMPORTED, Run, open_run, origin
 from llm.tokenization import Tokenizer
 from llm.tokenization.loading import tokenizer_from
 from llm.training import metrics, state
-from llm.training.checkpoint import Checkpoints
+from llm.training.checkpoint import Checkpoints, Later
 from llm.training.loop import recipe
 from llm.training.optimizer import path_name
 
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> None:
         take_in(flags.source, flags.workdir, flags.tokenizer)
         _try(open_run(flags.workdir), flags.prompt)
     else:
-        write(open_run(flags.workdir), pathlib.Path(flags.target))
+        write(open_run(flags.workdir, values=False), pathlib.Path(flags.target))
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -70,6 +72,10 @@ def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> 
         what = "a run" if (workdir / "config.json").exists() else "part of a run, of an import that was stopped say,"
         raise InputError(f"--workdir={workdir} holds {what} already; name another, or remove it")
     begins = imported.objective == "causal" and _begins(source, tokenizer_name)
+    if begins:
+        if tokenizer.bos is None:
+            raise InputError("the tokenizer's files put a token before every text and do not say which (bos_token)")
+        tokenizer = tokenizer.with_roles(opens=tokenizer.bos)
     experiment = _experiment(imported, tokenizer, workdir, begins)
     model = models.build(experiment.model, tokenizer.vocab_size, len(imported.labels))
     sharding.request_cpu_devices(experiment.mesh)
@@ -82,18 +88,25 @@ def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> 
         loaded = weights.load(table, source.tensors, shapes)
     except InputError as error:
         raise InputError(f"--from={name}: {error}") from None
-    fresh = [path for path in shapes if path not in loaded.arrays]
-    arrays: dict[str, Any] = {**loaded.arrays, **_fresh(made_of, fresh)}
-    params = jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], target)
+    fresh = _fresh(made_of, [path for path in shapes if path not in loaded.arrays])
+
+    def later(path, x) -> Later:
+        name = path_name(path)
+        return Later(x.shape, lambda: fresh[name] if name in fresh else loaded.arrays[name])
 
     tokenizer.save(workdir / TOKENIZER)
     # Read once more, as every preparation by it will read it: its fingerprint is then the same.
     tokenizer = tokenizer_from(workdir / TOKENIZER)
     tokenizer.save(workdir / TOKENIZER)
     checkpoints = Checkpoints(workdir / "checkpoints", 1, cli.say_error)
+    params = jax.tree_util.tree_map_with_path(later, target)
     fingerprints = {"data": "", "tokenizer": tokenizer.fingerprint}
-    checkpoints.save(0, {"params": params}, fingerprints=fingerprints, seconds=0.0, tokens=0)
-    checkpoints.wait()
+    try:
+        checkpoints.save_one_by_one(0, {"params": params}, fingerprints=fingerprints, seconds=0.0, tokens=0)
+    except InputError as error:  # numbers that cannot be read
+        shutil.rmtree(workdir / "checkpoints")
+        (workdir / TOKENIZER).unlink()
+        raise InputError(f"--from={name}: {error}") from None
     said = {
         "from": str(source.path),
         "model_type": source.config.get("model_type", imported.family),
@@ -104,7 +117,7 @@ def take_in(name: str, workdir_name: str, tokenizer_name: str | None = None) -> 
     config.save(experiment, workdir / "config.json")
     print(cli.table([
         ("model", f"{said['model_type']}, as the {imported.family} family learns {imported.objective!r}"),
-        ("parameters", f"{sum(x.size for x in arrays.values()):,} in {len(source.tensors):,} tensors"),
+        ("parameters", f"{sum(map(math.prod, shapes.values())):,} in {len(source.tensors):,} tensors"),
         *[("made anew", f"the {head} head, which the checkpoint lacks") for head in loaded.missing_heads],
         *[("left out", f"{one}, which {imported.objective!r} does not read") for one in loaded.unread],
         ("tokenizer", f"{tokenizer.kind}, {tokenizer.vocab_size:,} entries"),
@@ -121,10 +134,6 @@ def _tokenizer(source: weights.Source, imported: weights.Imported, name: str | N
         tokenizer = tokenizer_from(where)
     except InputError as error:
         hint = "" if name else "; name one by --tokenizer=PATH"
-        if where is not None and (pathlib.Path(where) / "source.spm").is_file():
-            raise InputError(
-                f"{where}: Marian's pair of tokenizers cannot be read; name another by --tokenizer=PATH"
-            ) from None
         raise InputError(f"{error}{hint}") from None
     roles = {} if imported.opens is None else {"bos": imported.opens}
     if imported.ends:
@@ -140,8 +149,6 @@ def _experiment(
     imported: weights.Imported, tokenizer: Tokenizer, workdir: pathlib.Path, begins: bool
 ) -> config.Experiment:
     """The config of the run, which also is one to fine-tune it by; `begins` puts the tokenizer's first token first."""
-    if begins and tokenizer.bos is None:
-        raise InputError("the tokenizer's files put a token before every text and do not say which (bos_token)")
     made = config.default_config(imported.family)
     for field in dataclasses.fields(imported.spec):
         made.model[field.name] = getattr(imported.spec, field.name)
@@ -227,11 +234,13 @@ def _try(run: Run, prompt: str) -> None:
 def write(run: Run, folder: pathlib.Path) -> None:
     """Writes a run as a folder of Hugging Face's, whole or not at all: an import of it is bit-equal.
 
+    Args:
+        run: opened without values; its parameters are read one after the other.
+        folder: new, or empty.
+
     Raises:
         InputError: none of their models computes what this one does, or the folder is not empty.
     """
-    from safetensors.numpy import save_file
-
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--to={folder} is not empty; name a new folder")
@@ -241,21 +250,26 @@ def write(run: Run, folder: pathlib.Path) -> None:
     ends = run.experiment.generation.all_ends(tokenizer.end_of_text)
     made = weights.their_config(spec, kind, run.labels, pad, ends, missing)
     table = weights.table_of(spec, kind).without(missing)
-    leaves = jax.tree_util.tree_leaves_with_path(run.params)
-    arrays = {path_name(path): np.asarray(x) for path, x in leaves}
-    tensors = dict(weights.tensors_of(table, arrays, bare=kind == "contrastive"))
+    checkpoints = Checkpoints(run.workdir / "checkpoints", 1, cli.say_error)
+    places = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(run.params)}
+
+    def read(path: str) -> np.ndarray:
+        return checkpoints.restore_array(run.step, f"params/{path}", places[path])
+
+    shapes = {path: x.shape for path, x in places.items()}
+    tensors = weights.tensors_of(table, shapes, read, bare=kind == "contrastive")
     partial = folder.with_name(folder.name + ".partial")
     cli.writable_workdir(str(partial))
-    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    weights.write_safetensors(partial / "model.safetensors", tensors)
     metrics.write_json(partial / "config.json", made | {"torch_dtype": "float32"})
-    tokenizer.save(partial / "tokenizer.json")
-    metrics.write_json(partial / "tokenizer_config.json", _tokenizer_config(run))
+    kind = tokenizer.export(partial)
+    metrics.write_json(partial / "tokenizer_config.json", {"tokenizer_class": kind} | _tokenizer_config(run))
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)
     print(cli.table([
         ("model", made["architectures"][0]),
-        ("parameters", f"{sum(x.size for x in tensors.values()):,} in {len(tensors):,} tensors, float32"),
+        ("parameters", f"{sum(math.prod(x.shape) for x in tensors.values()):,} in {len(tensors):,} tensors, float32"),
         ("folder", str(folder)),
     ]))  # fmt: skip
 
@@ -268,10 +282,7 @@ def _tokenizer_config(run: Run) -> dict[str, Any]:
     if before == "end_of_text":  # ours, which open every text with it
         roles["bos"] = tokenizer.end_of_text
     found: dict[str, Any] = {f"{role}_token": tokenizer.token(i) for role, i in roles.items() if i is not None}
-    found |= {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": before != "" and not run.model.reads_source,
-    }
+    found["add_bos_token"] = before != "" and not run.model.reads_source
     return found | ({} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template})
 
 

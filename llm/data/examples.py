@@ -107,7 +107,7 @@ def _documents(
     inputs, targets, places = [], [], []
     for example in examples:
         *first, last = _cut(example, len(example), length)
-        head = [specials.end_of_text]
+        head = [specials.opening]
         for field in first:
             head += [*field, between]
         following = example[-1][len(last)] if len(last) < len(example[-1]) else specials.end_of_text
@@ -119,7 +119,7 @@ def _documents(
 
 
 def causal(examples, labels, length: int, spec: ObjectiveSpec, specials: Specials, rngs: Rngs) -> Batch:
-    """Next-token prediction of the end of text and the fields, one behind the other."""
+    """Next-token prediction of the fields, one behind the other, and the end of text."""
     return packed.causal(*_documents(examples, length, specials)[:3])
 
 

@@ -130,7 +130,7 @@ class Dataset:
         still = kind in ("causal", *objectives.FOLLOWING) and self.plan is not None
         rngs = [] if still else [_generator(seed, int(e), int(i)) for e, i in zip(epochs, indices)]
         if self.plan is not None:
-            rows = pack.rows(self.plan, self.shards, indices, specials.end_of_text)
+            rows = pack.rows(self.plan, self.shards, indices, specials.end_of_text, specials.opening)
             if still:
                 batch = objectives.causal(rows["tokens"], rows["targets"], rows["segments"], rows["positions"])
                 if kind == "continuation":
@@ -200,7 +200,9 @@ class Dataset:
         """(tokens, segments) of the rows before these: segment 1 where they tell the document that goes on."""
         assert self.plan is not None
         goes_on = self._goes_on(indices)
-        rows = pack.rows(self.plan, self.shards, np.maximum(indices - 1, 0), self.specials.end_of_text)
+        rows = pack.rows(
+            self.plan, self.shards, np.maximum(indices - 1, 0), self.specials.end_of_text, self.specials.opening
+        )
         segments = rows["segments"]
         same = (segments == segments.max(axis=1, keepdims=True)) & (segments != 0) & goes_on[:, None]
         return rows["tokens"], same.astype(np.int32)

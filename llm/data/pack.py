@@ -134,8 +134,8 @@ def best_fit(lengths: np.ndarray, row_length: int) -> Plan:
     return Plan(row_length, splits, document[by_row], start[by_row], length[by_row])
 
 
-def rows(packed: Plan, shards: Shards, indices: np.ndarray, end_of_text: int) -> dict[str, np.ndarray]:
-    """The rows at `indices`.
+def rows(packed: Plan, shards: Shards, indices: np.ndarray, end_of_text: int, opening: int) -> dict[str, np.ndarray]:
+    """The rows at `indices`; `opening` opens a document, the end of text closes it.
 
     Returns:
         tokens, targets: (rows, row_length) int32; the end of text at padding.
@@ -163,7 +163,7 @@ def rows(packed: Plan, shards: Shards, indices: np.ndarray, end_of_text: int) ->
     tokens = np.empty_like(targets)
     tokens[1:] = targets[:-1]
     opens = start == 0
-    tokens[first[opens]] = end_of_text
+    tokens[first[opens]] = opening
     tokens[first[~opens]] = shards.take(begin[~opens] - 1)
     targets[first[closes] + length[closes] - 1] = end_of_text
     segments = np.repeat(number.astype(np.int32), length)

@@ -403,7 +403,7 @@ def encode(work: Work, unit: int) -> None:
     split = {side: {"documents": 0, "characters": 0, "tokens": 0, "ids": []} for side in SPLITS}
     while batch := list(itertools.islice(stream, BATCH)):
         texts = {name: [_field(work, document, name) for _, document in batch] for name in data.fields}
-        ids = {name: made.encode_batch(values) for name, values in texts.items()}
+        ids = {name: made.encode_batch(values, name != data.fields[0]) for name, values in texts.items()}
         for number, (side, document) in enumerate(batch):
             sequences = [ids[name][number] for name in data.fields]
             size = sum(len(texts[name][number].encode("utf-8")) for name in data.fields)

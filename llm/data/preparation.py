@@ -162,6 +162,7 @@ def specials(tokenizer: Tokenizer) -> Specials:
         sep=tokenizer.sep,
         mask=tokenizer.mask,
         bos=tokenizer.bos,
+        opens=tokenizer.opens,
         sentinels=tokenizer.sentinels,
         starts_word=tokenizer.starts_word,
     )

@@ -14,10 +14,11 @@ class Specials:
 
     Attributes:
         vocab_size: ids lie below.
-        end_of_text: opens a document, closes a target.
+        end_of_text: closes a target.
         pad: stands at padding, where the end of text does otherwise.
         cls, sep, mask: BERT's.
         bos: opens the decoder's input, which the end of text does otherwise.
+        opens: opens a document, which the end of text does otherwise.
         sentinels: stand for hidden spans, the highest id first whatever their order here.
         starts_word: (vocab_size,) bool, whether a token begins a word; None if the tokenizer cannot tell.
     """
@@ -29,6 +30,7 @@ class Specials:
     sep: int | None = None
     mask: int | None = None
     bos: int | None = None
+    opens: int | None = None
     sentinels: tuple[int, ...] = ()
     starts_word: np.ndarray | None = None
 
@@ -47,6 +49,11 @@ class Specials:
     def fill(self) -> int:
         """What stands at padding."""
         return self.end_of_text if self.pad is None else self.pad
+
+    @property
+    def opening(self) -> int:
+        """What opens a document."""
+        return self.end_of_text if self.opens is None else self.opens
 
     @property
     def start(self) -> int:

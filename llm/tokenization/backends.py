@@ -3,13 +3,13 @@
 import base64
 import functools
 import json
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from llm.errors import InputError
 from llm.tokenization.pieces import Pieces
 from llm.tokenization.special import Special
 
-SENTENCEPIECE = "sentencepiece"
+SENTENCEPIECE, MARIAN = "sentencepiece", "marian"
 
 
 class Backend(Protocol):
@@ -20,8 +20,8 @@ class Backend(Protocol):
     specials: dict[str, Special]
     pieces: Pieces
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text; none of them is special."""
+    def encode_batch(self, texts: list[str], target: bool = False) -> list[list[int]]:
+        """The ids of each text; none of them is special. `target`: as Marian's translations, not as what it reads."""
         ...
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -41,6 +41,8 @@ def make_backend(document: dict[str, Any], meta: dict[str, Any]) -> Backend:
     """
     if SENTENCEPIECE in meta:
         return SentencePieceBackend(base64.b64decode(meta[SENTENCEPIECE]))
+    if MARIAN in meta:
+        return MarianBackend(document, *(base64.b64decode(meta[MARIAN][name]) for name in ("source", "target")))
     return HuggingFaceBackend(document)
 
 
@@ -84,7 +86,7 @@ class HuggingFaceBackend:
         changed, found = _never_prepend(pre)
         return _library({**self._document, "pre_tokenizer": changed}) if found else self._library
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], target: bool = False) -> list[list[int]]:
         return [encoding.ids for encoding in self._library.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -203,17 +205,74 @@ class SentencePieceBackend:
         spaces = "always" if model.normalizer_spec.add_dummy_prefix else "never"
         self.pieces = Pieces(entries, control | unknown, control, "metaspace", added_space=spaces, byte_ids=byte)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], target: bool = False) -> list[list[int]]:
         return self._library.encode(texts, out_type=int)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self._library.encode(text, out_type="proto")
-        # The library counts bytes.
-        character = [n for n, c in enumerate(text) for _ in c.encode()] + [len(text)]
-        return [p.id for p in encoded.pieces], [(character[p.begin], character[p.end]) for p in encoded.pieces]
+        pieces = self._library.encode(text, out_type="proto").pieces
+        return [piece.id for piece in pieces], _characters(text, pieces)
 
     def encode_part(self, text: str, first: bool) -> list[int]:
         return self._library.encode(text, out_type=int)
+
+
+def _characters(text: str, pieces) -> list[tuple[int, int]]:
+    """The [start, end) of sentencepiece's pieces in characters; it counts bytes."""
+    character = [n for n, c in enumerate(text) for _ in c.encode()] + [len(text)]
+    return [(character[piece.begin], character[piece.end]) for piece in pieces]
+
+
+class MarianBackend:
+    """Two SentencePiece models, of what is read and of what is written, over the ids of one vocab.json.
+
+    A text that begins with a code, >>fra<<, has it as its first token, as Marian's models of several languages want it.
+    A piece that the vocabulary lacks is unknown.
+    """
+
+    kind = MARIAN
+
+    def __init__(self, document: dict[str, Any], source: bytes, target: bytes):
+        import sentencepiece
+
+        for data in (source, target):
+            read_proto(data)
+        self._source, self._target = (
+            cast(Any, sentencepiece.SentencePieceProcessor(model_proto=data)) for data in (source, target)
+        )
+        self.ids: dict[str, int] = dict(document["model"]["vocab"])
+        added = document["added_tokens"]
+        self.ids.update({token["content"]: token["id"] for token in added})
+        self.specials = {token["content"]: Special(token["id"]) for token in added}
+        self._unk = self.ids["<unk>"]
+        self._words = {piece: i for piece, i in self.ids.items() if piece not in self.specials}
+        names = {i: piece for piece, i in self.ids.items()}
+        special = {token["id"] for token in added}
+        entries = [names.get(i) for i in range(max(names) + 1)]
+        self.pieces = Pieces(entries, special, special, "metaspace", added_space="always", byte_ids=set())
+
+    def encode_batch(self, texts: list[str], target: bool = False) -> list[list[int]]:
+        parts = [_code(text) for text in texts]
+        rows = (self._target if target else self._source).encode([text for _, text in parts], out_type=str)
+        return [[self._id(piece) for piece in code + row] for (code, _), row in zip(parts, rows)]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        code, rest = _code(text)
+        pieces = self._source.encode(rest, out_type="proto").pieces
+        first = len(text) - len(rest)
+        offsets = [(0, first)] * len(code) + [(first + start, first + end) for start, end in _characters(rest, pieces)]
+        return [self._id(piece) for piece in [*code, *(piece.piece for piece in pieces)]], offsets
+
+    def encode_part(self, text: str, first: bool) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def _id(self, piece: str) -> int:
+        return self._words.get(piece, self._unk)
+
+
+def _code(text: str) -> tuple[list[str], str]:
+    """The code of a language that a text begins with, as a list, and the rest."""
+    end = text.find("<<") + 2 if text.startswith(">>") else 0
+    return ([text[:end]], text[end:]) if end > 1 else ([], text)
 
 
 # ModelProto.SentencePiece.Type of sentencepiece_model.proto; GGUF has the same numbers.

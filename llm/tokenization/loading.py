@@ -7,19 +7,20 @@ from typing import Any
 
 from llm.errors import InputError
 from llm.tokenization import byte_pairs, special, training
-from llm.tokenization.backends import CONTROL, SENTENCEPIECE, read_proto
+from llm.tokenization.backends import CONTROL, MARIAN, SENTENCEPIECE, read_proto
 from llm.tokenization.spec import TokenizerSpec
 from llm.tokenization.tokenizer import META, Tokenizer
 
 READABLE = (
     "tokenizer.json, vocab.txt (BERT), encoder.json with vocab.bpe or vocab.json with merges.txt (GPT-2), spiece.model "
-    "or another SentencePiece .model, .tiktoken, .gguf"
+    "or another SentencePiece .model, Marian's source.spm with target.spm and vocab.json, .tiktoken, .gguf"
 )
 # What a folder is read by; the first that it has.
 _IN_FOLDER = (
-    "tokenizer.json", "spiece.model", "tokenizer.model", "encoder.json", "vocab.json", "vocab.txt", "*.tiktoken",
-    "*.gguf",
+    "tokenizer.json", "spiece.model", "tokenizer.model", "source.spm", "encoder.json", "vocab.json", "vocab.txt",
+    "*.tiktoken", "*.gguf",
 )  # fmt: skip
+_SIDES = ("source", "target")  # of Marian
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
 _CONFIG_ROLES = {"eos_token": "end_of_text", "pad_token": "pad", "unk_token": "unk", "cls_token": "cls",
                  "sep_token": "sep", "mask_token": "mask", "bos_token": "bos"}  # fmt: skip
@@ -29,10 +30,11 @@ def load(spec: TokenizerSpec) -> Tokenizer:
     """Loads the tokenizer that `spec.path` names, and adds the special tokens and sentinels that it lacks.
 
     Reads tokenizer.json, BERT's vocab.txt, GPT-2's encoder.json and vocab.bpe (or vocab.json and merges.txt),
-    SentencePiece models, tiktoken's ranks (r50k, p50k, cl100k, o200k, by file name), and the tokens inside a GGUF; or a
-    folder with one of these. tokenizer_config.json, special_tokens_map.json and chat_template.jinja beside it are read
-    too. A vocab.txt without them is uncased when no entry has a capital; uncased BERT removes accents as well, as its
-    authors' code does (`spec.lowercase` and `spec.strip_accents` ask for it in any case).
+    SentencePiece models, Marian's pairs of them, tiktoken's ranks (r50k, p50k, cl100k, o200k, by file name), and the
+    tokens inside a GGUF; or a folder with one of these. tokenizer_config.json, special_tokens_map.json and
+    chat_template.jinja beside it are read too. A vocab.txt without them is uncased when no entry has a capital; uncased
+    BERT removes accents as well, as its authors' code does (`spec.lowercase` and `spec.strip_accents` ask for it in any
+    case).
 
     Raises:
         InputError: nothing there, a format that is not known, or a damaged file.
@@ -80,6 +82,8 @@ def _read(path: pathlib.Path, spec: TokenizerSpec) -> dict[str, Any]:
         if all(len(line.split()) == 2 for line in data[:200].splitlines()[:2]):
             return byte_pairs.tiktoken(path)
         return sentencepiece_document(data)
+    if name == "source.spm":
+        return _marian(path)
     if name.endswith(".tiktoken"):
         return byte_pairs.tiktoken(path)
     if name in ("encoder.json", "vocab.bpe"):
@@ -105,6 +109,24 @@ def sentencepiece_document(data: bytes, **meta: Any) -> dict[str, Any]:
             roles[role] = model.pieces[i].piece
     said = {"roles": roles, **meta, SENTENCEPIECE: base64.b64encode(data).decode()}
     return {"version": "1.0", "model": {"type": "SentencePiece", META: said}}
+
+
+def _marian(path: pathlib.Path) -> dict[str, Any]:
+    """The tokenizer.json of Marian's three files."""
+    if _json(path.with_name("tokenizer_config.json")).get("separate_vocabs"):
+        raise InputError(f"{path}: a vocabulary for each side; one for both can be read")
+    for name in ("target.spm", "vocab.json"):
+        if not path.with_name(name).is_file():
+            raise InputError(f"{path} needs {name} beside it")
+    vocab = json.loads(path.with_name("vocab.json").read_bytes())
+    if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise InputError(f"{path.with_name('vocab.json')}: expected an object of pieces and their ids")
+    roles = {"end_of_text": "</s>", "unk": "<unk>", "pad": "<pad>"}
+    lacking = sorted({*roles.values()} - vocab.keys())
+    if lacking:
+        raise InputError(f"{path.with_name('vocab.json')} has no {lacking[0]}: it is not Marian's vocabulary")
+    models = {name: base64.b64encode(path.with_name(f"{name}.spm").read_bytes()).decode() for name in _SIDES}
+    return {"version": "1.0", "model": {"type": "Marian", "vocab": vocab, META: {"roles": roles, MARIAN: models}}}
 
 
 # --- BERT -------------------------------------------------------------------------------------------------------------

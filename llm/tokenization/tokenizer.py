@@ -2,8 +2,8 @@
 
 The file is Hugging Face's tokenizer.json, and their `tokenizers` reads it too. What that format has no place for stands
 in its "model" object under "llm": the roles of special tokens and the chat template. A SentencePiece model, which the
-format cannot say exactly, stands there whole, in base64, and its text goes through the sentencepiece library; such a
-file only this module reads.
+format cannot say exactly, stands there whole, in base64, and its text goes through the sentencepiece library; so do the
+two of a Marian tokenizer. Such files only this module reads.
 """
 
 import codecs
@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from llm.errors import InputError
-from llm.tokenization import chat, special
+from llm.tokenization import chat, export, special
 from llm.tokenization.backends import Backend, make_backend
 from llm.tokenization.pieces import Joiner
 
-META = "llm"
+META = export.META
 Spellings = list[bytes | None]
 
 
 class Tokenizer:
-    """Text to ids and back. Ids run from 0 to `vocab_size` - 1; `end_of_text` opens and closes every document.
+    """Text to ids and back. Ids run from 0 to `vocab_size` - 1; `opens` opens every document, `end_of_text` closes it.
 
     What comes back from `decode(encode(text))`:
         byte-level bpe, bytes, chars: every text, exactly, unless a loaded file normalises it (NFC in Qwen's).
@@ -34,16 +34,17 @@ class Tokenizer:
         wordpiece: the words with one space between them, punctuation and Chinese characters as words of their own,
             control characters gone, a word with a character that the vocabulary lacks as [UNK]; lower case, or without
             accents, where asked for.
-        SentencePiece files: what their own normalisation leaves (T5's: NFKC, runs of spaces as one).
+        SentencePiece files, Marian's too: what their own normalisation leaves (T5's: NFKC, runs of spaces as one).
 
     Text becomes a special token only by `allow_special=True`, or where a chat template itself writes the token.
 
     Attributes:
-        kind: "bpe", "wordpiece", "unigram", "wordlevel" or "sentencepiece", the algorithm in the file.
+        kind: "bpe", "wordpiece", "unigram", "wordlevel", "sentencepiece" or "marian", the algorithm in the file.
         vocab_size: one more than the highest id.
         end_of_text: of a trained tokenizer, <|endoftext|>; of a loaded one, what its files call the end of a sequence,
             else the first of <|endoftext|>, </s>, <|end_of_text|>, <eos>, [EOS], [SEP] that it has.
         pad, unk, cls, sep, mask, bos: ids of the tokens with these roles, or None.
+        opens: what opens a document: the end of text, or what the file of an imported model's tokenizer says.
         sentinels: the ids of <extra_id_0>, <extra_id_1>, ...; they descend.
         chat_template: Jinja source, or None.
     """
@@ -76,6 +77,7 @@ class Tokenizer:
         self.pad, self.unk, self.cls = roles["pad"], roles["unk"], roles["cls"]
         self.sep, self.mask, self.bos = roles["sep"], roles["mask"], roles["bos"]
         ids = self._backend.ids
+        self.opens: int = ids.get((meta.get("roles") or {}).get("opens", ""), self.end_of_text)
         self.sentinels: tuple[int, ...] = special.sentinels({token: ids[token] for token in self._splitter.specials})
 
     def _role(self, role: str, said: dict[str, str]) -> int | None:
@@ -112,10 +114,13 @@ class Tokenizer:
         self._check_text([text])
         return self._encode_parts(self._splitter(text))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, as `encode` gives them, on all cores."""
+    def encode_batch(self, texts: Sequence[str], target: bool = False) -> list[list[int]]:
+        """The ids of each text, as `encode` gives them, on all cores.
+
+        `target`: the texts are translations, which Marian's tokenizers cut by a model of their own; others do not care.
+        """
         self._check_text(texts)
-        return self._backend.encode_batch(list(texts))
+        return self._backend.encode_batch(list(texts), target)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text and, for each, the characters of the text [start, end) that it stands for.
@@ -231,11 +236,19 @@ class Tokenizer:
         return hashlib.sha256(self._text.encode()).hexdigest()[:16]
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes tokenizer.json, which Hugging Face's `tokenizers` reads too unless it holds a SentencePiece model."""
+        """Writes tokenizer.json, which Hugging Face's `tokenizers` reads too unless it holds SentencePiece models."""
         path.write_bytes(self._text.encode())
 
+    def export(self, folder: pathlib.Path) -> str:
+        """Writes the files that Hugging Face's transformers reads it from; the name of its class there.
+
+        Raises:
+            InputError: a SentencePiece model that they have no place for (`llm.tokenization.export`).
+        """
+        return export.write(json.loads(self._text), folder)
+
     def with_roles(self, **ids: int) -> "Tokenizer":
-        """The same tokenizer with these ids as its `end_of_text`, `bos`, `pad`, ...: what a model's own config says.
+        """The same tokenizer with these ids as its `end_of_text`, `bos`, `opens`, ...: what a model's own config says.
 
         Raises:
             InputError: an id that stands for nothing.

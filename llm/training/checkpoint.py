@@ -6,23 +6,56 @@ written: a restart names it, leaves it and takes the newest complete one.
 """
 
 import concurrent.futures
+import dataclasses
 import errno
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.traverse_util
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from llm.errors import InputError
 
 MANIFEST = "manifest.json"
 _TRASH = ".removed-"
+# Arrays up to this size together are read at the same time, larger ones each by itself.
+_AT_ONCE = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class Later:
+    """An array in float32 that is made when it is written and dropped then, so that many need the memory of one."""
+
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size once it is made."""
+        return 4 * math.prod(self.shape)
+
+
+class _OneByOne(ocp.type_handlers.NumpyHandler):
+    """Has orbax make and write the arrays of a state one after the other."""
+
+    def __init__(self):
+        super().__init__(deepcopy_host_arrays=False)
+
+    async def serialize(self, values: Sequence[Any], infos, args=None):
+        args = args or [ocp.SaveArgs()] * len(values)
+        for value, info, arg in zip(values, infos, args):
+            for written in await super().serialize([value.make()], [info], [arg]):
+                written.result()
+        return []
 
 
 class Checkpoints:
@@ -53,6 +86,27 @@ class Checkpoints:
             OSError: the disk has no room for it.
             OSError, ValueError: an earlier save failed; it is raised by the next `save` or `wait`.
         """
+        place = self._make_place(step, state)
+        if place is not None:
+            self._orbax.save(place / "state", args=ocp.args.StandardSave(state))
+            self._commit_under_way = self._writer.submit(self._commit, step, facts)
+
+    def save_one_by_one(self, step: int, state: Any, **facts) -> None:
+        """Writes a state whose leaves are `Later`, in the memory of the largest of them; ends when it is written.
+
+        Raises:
+            OSError: the disk has no room for it.
+            Exception: what the making of an array raises; the checkpoint is then incomplete.
+        """
+        place = self._make_place(step, state)
+        if place is not None:
+            kinds = ocp.type_handlers.create_type_handler_registry((Later, _OneByOne()))
+            handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=kinds))
+            handler.save(place / "state", args=ocp.args.PyTreeSave(state))
+            self._commit(step, facts)
+
+    def _make_place(self, step: int, state: Any) -> pathlib.Path | None:
+        """The new folder of a step; None where a complete one stands already."""
         self.wait()
         # Looked at before, because a disk that fills up under orbax's threads makes each of them print a traceback.
         if shutil.disk_usage(self._folder.parent).free < sum(x.nbytes for x in jax.tree.leaves(state)):
@@ -60,11 +114,10 @@ class Checkpoints:
         place = self._folder / str(step)
         if place.exists():
             if _fault(place) is None:
-                return  # this very step is complete already
+                return None  # this very step is complete already
             self._set_aside(place)
         place.mkdir(parents=True)
-        self._orbax.save(place / "state", args=ocp.args.StandardSave(state))
-        self._commit_under_way = self._writer.submit(self._commit, step, facts)
+        return place
 
     def wait(self) -> None:
         """Waits for the save under way; raises its error."""
@@ -101,15 +154,35 @@ class Checkpoints:
             raise InputError(f"checkpoint {self._folder / str(step)} does not fit this model: {text}") from None
 
     def restore_part(self, step: int, target: dict[str, Any]) -> Any:
-        """Some top-level parts of the state of a step, `{"params": ...}`; the others are not read.
+        """A part of the state of a step, `{"params": ...}` or less of it; the rest is not read.
 
         Raises:
             InputError: the saved arrays do not have the shapes of the target.
         """
-        handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        places = ocp.checkpoint_utils.construct_restore_args(target)
+        found = {}
+        for few in _at_once(flax.traverse_util.flatten_dict(target)):
+            part = flax.traverse_util.unflatten_dict(few)
+            part = self._restore(step, part, ocp.checkpoint_utils.construct_restore_args(part))
+            found |= flax.traverse_util.flatten_dict(part)
+        return flax.traverse_util.unflatten_dict(found)
+
+    def restore_array(self, step: int, path: str, target: jax.ShapeDtypeStruct) -> np.ndarray:
+        """One array of the state of a step, "params/embed/table", on the host.
+
+        Raises:
+            InputError: the saved array does not have the shape of the target.
+        """
+        one = flax.traverse_util.unflatten_dict({path: target}, sep="/")
+        (x,) = jax.tree.leaves(self._restore(step, one, jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), one)))
+        if x.shape != target.shape:
+            place = self._folder / str(step)
+            raise InputError(f"checkpoint {place} does not fit this model: {path} has {x.shape}, not {target.shape}")
+        return x
+
+    def _restore(self, step: int, target: Any, places: Any) -> Any:
         args = ocp.args.PyTreeRestore(item=target, restore_args=places, partial_restore=True)
         try:
+            handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
             return handler.restore(self._folder / str(step) / "state", args=args)
         except (ValueError, KeyError) as error:
             text = " ".join(str(error).split())[:300]
@@ -144,6 +217,17 @@ class Checkpoints:
             trash = old.with_name(f"{_TRASH}{old.name}")
             old.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
+
+
+def _at_once(arrays: dict[tuple, Any]) -> Iterator[dict[tuple, Any]]:
+    """The arrays in groups that may be read at the same time: reading one takes its memory twice."""
+    few: dict[tuple, Any] = {}
+    for path, x in arrays.items():
+        if few and sum(one.size for one in few.values()) + x.size > _AT_ONCE // 4:
+            yield few
+            few = {}
+        few[path] = x
+    yield few
 
 
 def _files(place: pathlib.Path) -> dict[str, list[int]]:

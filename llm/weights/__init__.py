@@ -3,6 +3,7 @@
 from llm.weights.families import Imported, identify, table_of, their_config
 from llm.weights.layout import Loaded, load, tensors_of
 from llm.weights.sources import Source, Tensor, open_source
+from llm.weights.writing import write_safetensors
 
 __all__ = [
     "Imported",
@@ -15,4 +16,5 @@ __all__ = [
     "table_of",
     "tensors_of",
     "their_config",
+    "write_safetensors",
 ]

@@ -44,8 +44,10 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
 
     def unpack(tensor) -> Callable[[], np.ndarray]:
         def numbers() -> np.ndarray:
+            # Read, not mapped: what is mapped stays in memory as long as there is room.
+            packed = np.fromfile(path, tensor.data.dtype, tensor.data.size, offset=int(tensor.data_offset))
             try:
-                x = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+                x = gguf.quants.dequantize(packed.reshape(tensor.data.shape), tensor.tensor_type)
             except NotImplementedError:
                 raise InputError(f"{path}, {tensor.name}: packed as {tensor.tensor_type.name}, unknown") from None
             return np.asarray(x, np.float32).reshape(tuple(int(n) for n in reversed(tensor.shape)))
@@ -53,10 +55,11 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
         return numbers
 
     stored = {t.name: Tensor(tuple(int(n) for n in reversed(t.shape)), unpack(t)) for t in reader.tensors}
+    unpacked = functools.lru_cache(1)(lambda name: stored[name].read())  # one layer's experts are unpacked once
     tensors: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if name != _FREQUENCIES:
-            tensors |= _renamed(name, tensor)
+            tensors |= _renamed(name, tensor, unpacked)
     config = _config(path, kind, fields, "lm_head.weight" not in tensors)
     if _FREQUENCIES in stored:
         lacking = [name for name in ("hidden_size", "num_attention_heads") if not config.get(name)]
@@ -66,15 +69,14 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
     return config, tensors, ARCHITECTURES[kind]
 
 
-def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+def _renamed(name: str, tensor: Tensor, unpacked: Callable[[str], np.ndarray]) -> dict[str, Tensor]:
     """A tensor by Hugging Face's name; the experts of a layer, one tensor here, are one each there."""
     *block, base, kind = name.split(".")
     prefix = f"model.layers.{block[1]}." if len(block) == 2 and block[0] == "blk" else ""
     if base in _EXPERTS and prefix:
-        read = functools.lru_cache(1)(tensor.read)  # one layer's experts are unpacked once
         return {
             f"{prefix}block_sparse_moe.experts.{e}.{_EXPERTS[base]}.{kind}": Tensor(
-                tensor.shape[1:], lambda e=e: read()[e]
+                tensor.shape[1:], lambda e=e: unpacked(name)[e]
             )
             for e in range(tensor.shape[0])
         }

@@ -6,8 +6,9 @@ leading. A row with {i} in its name stands for one tensor a layer, one with {e} 
 
 import dataclasses
 import fnmatch
+import functools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,17 +92,18 @@ class _Place(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What an import found: our arrays by path, heads that the checkpoint lacks, tensors that nothing reads."""
+    """What an import found: our arrays by path, heads that the checkpoint lacks, tensors that nothing reads.
 
-    arrays: dict[str, np.ndarray]
+    Each array is read when it is asked for, and again when it is asked for again.
+    """
+
+    arrays: Mapping[str, np.ndarray]
     missing_heads: tuple[str, ...]
     unread: tuple[str, ...]
 
 
 def load(table: Table, tensors: Mapping[str, Tensor], shapes: Shapes) -> Loaded:
-    """Our parameters from theirs. Everything is checked by name and shape before the first number is read.
-
-    Memory is that of the result and of one tensor.
+    """Our parameters from theirs. Everything is checked by name and shape here; numbers are read when asked for.
 
     Args:
         table: the family's names.
@@ -131,37 +133,80 @@ def load(table: Table, tensors: Mapping[str, Tensor], shapes: Shapes) -> Loaded:
     fresh = {path for p in _places(table, shapes) if p.row.head in missing_heads for path, _ in p.parts}
     assert filled | fresh == set(shapes), f"no row fills {sorted(set(shapes) - filled - fresh)}"
 
-    arrays = {path: np.empty(shapes[path], np.float32) for path in sorted(filled)}
-    for place in wanted:
-        for (path, index), part in zip(place.parts, _to_ours(place, tensors[place.theirs].read(), shapes)):
-            arrays[path][index] = part
     for repeated, name in table.same.items():
         if repeated in tensors and not np.array_equal(tensors[repeated].read(), tensors[name].read()):
             raise InputError(f"{repeated} differs from {name}, which the config says it is tied to")
+    arrays = _Arrays(wanted, tensors, {path: shapes[path] for path in sorted(filled)})
     return Loaded(arrays, tuple(sorted(missing_heads)), tuple(sorted(unread)))
 
 
-def tensors_of(table: Table, arrays: Mapping[str, np.ndarray], bare: bool = False) -> Iterator[tuple[str, np.ndarray]]:
-    """Their tensors from ours, (name, array) one after the other: what `load` reads back bit by bit.
+class _Arrays(Mapping[str, np.ndarray]):
+    """Our arrays by path, each made of the tensors that fill it when it is asked for."""
+
+    def __init__(self, places: Sequence[_Place], tensors: Mapping[str, Tensor], shapes: Shapes):
+        self._tensors, self._shapes = tensors, shapes
+        self._places: dict[str, list[_Place]] = {path: [] for path in shapes}
+        for place in places:
+            for path, _ in place.parts:
+                self._places[path].append(place)
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        made = np.empty(self._shapes[path], np.float32)
+        for place in self._places[path]:
+            whole = self._tensors[place.theirs].read()
+            for (mine, index), part in zip(place.parts, _to_ours(place, whole, self._shapes)):
+                if mine == path:
+                    made[index] = part
+        return made
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def tensors_of(
+    table: Table, shapes: Shapes, read: Callable[[str], np.ndarray], bare: bool = False
+) -> dict[str, Tensor]:
+    """Their tensors from ours, by name: what `load` reads back bit by bit.
+
+    Those of one parameter follow each other, and it is kept until another is wanted: read in this order, they take the
+    memory of one parameter, or of those that lie side by side in one tensor.
 
     Args:
         table: the family's names.
-        arrays: our parameters by path.
+        shapes: of our parameters, by path.
+        read: path -> the parameter.
         bare: leaves the prefix out, as a model without a head is saved.
+
+    Raises:
+        InputError: a parameter has no place there.
     """
-    shapes = {path: x.shape for path, x in arrays.items()}
     lost = set(shapes) - {path for place in _places(table, shapes) for path, _ in place.parts} - table.unwritten
     if lost:
         raise InputError(f"their models have no place for {', '.join(sorted(lost)[:4])}; it cannot be written")
-    for place in _places(table, shapes):
-        row, parts = place.row, []
-        for path, index in place.parts:
-            part = np.asarray(arrays[path][index])
-            part = part[..., np.argsort(row.order)] if row.order else part
-            parts.append(part.reshape(-1) if row.inputs is None else part.reshape(_fan_in(row, part.shape), -1))
-        whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-        name = place.theirs.removeprefix(table.prefix) if bare else place.theirs
-        yield name, np.ascontiguousarray(whole.T if row.transposed else whole)
+    kept: dict[str, np.ndarray] = {}
+
+    def numbers(place: _Place) -> np.ndarray:
+        wanted = [path for path, _ in place.parts]
+        for other in kept.keys() - set(wanted):
+            del kept[other]
+        for path in wanted:
+            if path not in kept:
+                kept[path] = read(path)
+        return _to_theirs(place, kept)
+
+    places = sorted(_places(table, shapes), key=lambda place: [path for path, _ in place.parts])
+    return {
+        place.theirs.removeprefix(table.prefix) if bare else place.theirs: Tensor(
+            _their_shape(place, shapes), functools.partial(numbers, place)
+        )
+        for place in places
+    }
 
 
 def _refuse(what: str, names: list[str]) -> None:
@@ -249,3 +294,13 @@ def _to_ours(place: _Place, whole: np.ndarray, shapes: Shapes) -> list[np.ndarra
         mine, start = whole[..., start : start + width].reshape(shape), start + width
         found.append(mine[..., list(row.order)] if row.order else mine)
     return found
+
+
+def _to_theirs(place: _Place, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    row, parts = place.row, []
+    for path, index in place.parts:
+        part = arrays[path][index]
+        part = part[..., np.argsort(row.order)] if row.order else part
+        parts.append(part.reshape(-1) if row.inputs is None else part.reshape(_fan_in(row, part.shape), -1))
+    whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+    return np.ascontiguousarray(whole.T if row.transposed else whole)

@@ -135,7 +135,9 @@ def _safetensors(path: pathlib.Path) -> dict[str, Tensor]:
         def read() -> np.ndarray:
             if kind not in _FLOATS:
                 raise InputError(f"{path}, {name}: numbers of type {kind} are no weights that can be read")
-            return np.asarray(file.get_tensor(name), np.float32)
+            # Opened for each: what is mapped stays in memory as long as the file is open.
+            with safe_open(path, framework="numpy") as again:
+                return np.asarray(again.get_tensor(name), np.float32)
 
         return Tensor(tuple(part.get_shape()), read)
 

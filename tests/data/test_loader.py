@@ -1,11 +1,12 @@
 """Batches as a function of seed and step: epochs, hosts, buckets, mixtures, prefetching."""
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 
-from llm.data import pack
+from llm.data import objectives, pack
 from llm.data.loader import Dataset, batch_at, bucket_plan, prefetch, sequential
 from llm.data.mixture import BLOCK, Mixture, block_counts, interleaved
 from llm.data.objectives import Specials
@@ -52,6 +53,19 @@ def test_batches_are_a_function_of_seed_and_step_and_drop_nothing(tmp_path):
         assert sorted(stream[epoch * 11 : (epoch + 1) * 11]) == list(range(11))
     assert stream[:11] != stream[11:22] != list(range(11))
     assert ids(7) == ids(7) and ids(7) != ids(7, seed=1)
+
+
+def test_a_token_of_its_own_opens_documents(tmp_path):
+    """As models of others want it; the end of text still closes them. Rows of two and a half documents."""
+    found = shards(tmp_path, [[10, 11, 12]] * 5, vocab_size=200)
+    pack.concatenate(found.lengths()[:, 0], 10).save(tmp_path / "rows.npz")
+    specials = dataclasses.replace(SPECIALS, opens=5)
+    data = Dataset.open(found, tmp_path / "rows.npz", ObjectiveSpec(kind="causal"), specials, row_length=10)
+    batch = data.rows(np.arange(2), 0, np.int64(0))
+    assert batch["tokens"].reshape(-1).tolist() == [5, 10, 11, 12] * 5
+    assert batch["targets"].reshape(-1).tolist() == [10, 11, 12, 0] * 5
+    (row,) = objectives.UNPACKED["causal"]([(np.array([10, 11]),)], None, 4, data.objective, specials, [])["tokens"]
+    assert row.tolist()[:3] == [5, 10, 11]
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "span_corruption", "prefix"])

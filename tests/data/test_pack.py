@@ -96,7 +96,7 @@ def test_bad_shards_are_refused(tmp_path):
 
 def test_a_document_that_fills_its_row_and_one_of_length_one(tmp_path):
     documents = [[5, 6, 7], [8], [9, 9]]
-    found = rows(concatenate(np.array([3, 1, 2]), 4), shards(tmp_path, documents), np.arange(3), END)
+    found = rows(concatenate(np.array([3, 1, 2]), 4), shards(tmp_path, documents), np.arange(3), END, END)
     assert found["tokens"].tolist() == [[0, 5, 6, 7], [0, 8, 0, 9], [9, 0, 0, 0]]
     assert found["targets"].tolist() == [[5, 6, 7, 0], [8, 0, 9, 9], [0, 0, 0, 0]]
     assert found["segments"].tolist() == [[1, 1, 1, 1], [1, 1, 2, 2], [1, 0, 0, 0]]
@@ -111,7 +111,7 @@ documents_strategy = st.lists(st.lists(st.integers(1, 90), max_size=14), min_siz
 def test_packing_neither_loses_nor_doubles_nor_crosses(tmp_path_factory, packing, documents, row_length, parts):
     found = shards(tmp_path_factory.mktemp("shards"), documents, parts=min(parts, len(documents)))
     packed = plan(packing, found.lengths()[:, 0], row_length)
-    batch = causal(**{f"{k}_BT": v for k, v in rows(packed, found, np.arange(len(packed)), END).items()})
+    batch = causal(**{f"{k}_BT": v for k, v in rows(packed, found, np.arange(len(packed)), END, END).items()})
     pieces: dict[int, list] = {number: [] for number in range(len(documents))}
     for row in range(len(packed)):
         at = 0

@@ -169,6 +169,27 @@ def test_hugging_face_reads_what_is_saved(tmp_path):
             assert library.token_to_id(token) == i
 
 
+@pytest.mark.parametrize("name", ["spiece.model", "llama.gguf", "source.model"])
+def test_hugging_face_reads_what_is_exported_of_sentencepiece(tmp_path, name):
+    """A unigram, a BPE that keeps its spaces, and a unigram with the NFKC of published models: sentencepiece's ids."""
+    import tokenizers
+
+    shutil.copyfile(GOLDENS / "marian/source.spm", tmp_path / "source.model")
+    tokenizer = tokenizer_from(tmp_path / name if name == "source.model" else SMALL / name)
+    assert tokenizer.export(tmp_path) == "PreTrainedTokenizerFast"
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in TEXTS:
+        if "</s>" not in text:
+            ids = tokenizer.encode(text)
+            assert library.encode(text, add_special_tokens=False).ids == ids, text
+            assert library.decode(ids, skip_special_tokens=False) == tokenizer.decode(ids)
+    for token, i in tokenizer.special_tokens.items():
+        assert library.token_to_id(token) == i and library.encode(token, add_special_tokens=False).ids == [i]
+    again = tokenizer_from(tmp_path / "tokenizer.json")
+    assert again.kind == "sentencepiece" and again.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+    assert (again.end_of_text, again.bos, again.pad) == (tokenizer.end_of_text, tokenizer.bos, tokenizer.pad)
+
+
 def test_special_tokens_and_sentinels_are_added_at_the_top():
     for name in ("gpt2/encoder.json", "spiece.model", "bert_cased/vocab.txt", "llama.gguf"):
         before = tokenizer_from(SMALL / name)
@@ -215,6 +236,41 @@ def test_unigram_files_cannot_be_injected(tmp_path):
     assert tokenizer.encode("a</s>b") == [3, 8, 4, 5, 6, 7, 9]
     assert tokenizer.encode("a</s>b", allow_special=True) == [3, 8, 1, 3, 9]
     assert tokenizer.decode([3, 8, 1, 3, 9]) == "a</s>b" and tokenizer.end_of_text == 1 and tokenizer.pad == 0
+
+
+def test_marian_cuts_what_it_reads_and_what_it_writes_by_two_models(tmp_path):
+    """transformers' ids (tests/goldens/marian.py). Unknown pieces come back as <unk>, where it puts spaces around."""
+    golden = json.loads((GOLDENS / "marian.json").read_text())
+    tokenizer = tokenizer_from(GOLDENS / "marian")
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for made in (tokenizer, tokenizer_from(tmp_path)):
+        assert made.encode_batch(golden["texts"]) == golden["sources"]
+        assert made.encode_batch(golden["texts"], target=True) == golden["targets"]
+        for ids, text in zip(golden["targets"], golden["decoded"]):
+            assert made.decode(ids) == text or "<unk>" in text
+    assert (tokenizer.end_of_text, tokenizer.unk, tokenizer.pad, tokenizer.vocab_size) == (256, 257, 258, 259)
+    for text, source in zip(golden["texts"], golden["sources"]):
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        assert ids == source and all(0 <= start <= end <= len(text) for start, end in offsets)
+    assert tokenizer.encode_with_offsets(">>deu<<Save")[1][0] == (0, 7)
+    (tmp_path / "exported").mkdir()
+    assert tokenizer.export(tmp_path / "exported") == "MarianTokenizer"
+    assert tokenizer_from(tmp_path / "exported").encode_batch(golden["texts"], target=True) == golden["targets"]
+    for name in ("source.spm", "target.spm"):
+        assert (tmp_path / "exported" / name).read_bytes() == (GOLDENS / "marian" / name).read_bytes()
+    assert not {256, 258} & set(tokenizer.encode("</s> <pad>"))
+    shutil.copytree(GOLDENS / "marian", tmp_path / "marian")
+    for change, message in (
+        ({"<pad>": "1"}, "expected an object of pieces"), ({"<pad>": None}, "expected an object"), (None, "no <pad>"),
+    ):  # fmt: skip
+        vocab = json.loads((GOLDENS / "marian/vocab.json").read_text())
+        vocab = {piece: i for piece, i in vocab.items() if piece != "<pad>"} if change is None else vocab | change
+        (tmp_path / "marian/vocab.json").write_text(json.dumps(vocab))
+        with pytest.raises(InputError, match=f"vocab.json.*{message}"):
+            tokenizer_from(tmp_path / "marian")
+    (tmp_path / "marian/target.spm").unlink()
+    with pytest.raises(InputError, match="source.spm needs target.spm beside it"):
+        tokenizer_from(tmp_path / "marian")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,9 @@ def export(name: str) -> tuple[dict, dict[str, np.ndarray]]:
     pad = 0 if imported.family == "bert" else 258
     ends = imported.ends or (256,)
     config = weights.their_config(imported.spec, imported.objective, imported.labels, pad, ends, missing)
-    return config, dict(weights.tensors_of(table, flat, bare=imported.objective == "contrastive"))
+    shapes = {path: x.shape for path, x in flat.items()}
+    tensors = weights.tensors_of(table, shapes, flat.__getitem__, bare=imported.objective == "contrastive")
+    return config, {name: tensor.read() for name, tensor in tensors.items()}
 
 
 def main(folder: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ from tests.weights.checkpoints import GOLDENS, read
 from tests.weights.test_parity import flat
 
 THEIRS = GOLDENS / "gpt2" / "model.safetensors"
+PACKED = json.loads((GOLDENS.parent / "gguf_blocks.json").read_text())
 
 
 def folder_of(tmp_path, name="gpt2"):
@@ -120,7 +121,7 @@ GGUF_NAMES = {
 }  # fmt: skip
 
 
-def write_gguf(path, quantization="F32", cut=None):
+def write_gguf(path):
     """The golden Llama as llama.cpp's converter writes it: query and key rows of a head with pairs side by side."""
     import gguf
 
@@ -135,7 +136,6 @@ def write_gguf(path, quantization="F32", cut=None):
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    kind = gguf.GGMLQuantizationType[quantization]
     for name, x in load_file(GOLDENS / "llama" / "model.safetensors").items():
         *layer, rest = name.removesuffix(".weight").split("layers.")[-1].partition(".")[::2] if "layers" in name else (
             name.removesuffix(".weight"),)  # fmt: skip
@@ -143,10 +143,7 @@ def write_gguf(path, quantization="F32", cut=None):
         if "q_proj" in name or "k_proj" in name:
             heads = x.shape[0] // 4
             x = x.reshape(heads, 2, 2, 16).swapaxes(1, 2).reshape(x.shape)
-        data, raw = x, None
-        if quantization != "F32" and x.ndim == 2 and x.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
-            data, raw = gguf.quants.quantize(x, kind), kind
-        writer.add_tensor(f"{prefix}{GGUF_NAMES[rest]}.weight", data, raw_dtype=raw)
+        writer.add_tensor(f"{prefix}{GGUF_NAMES[rest]}.weight", x)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -162,29 +159,35 @@ def test_gguf_is_the_same_model(tmp_path):
         np.testing.assert_array_equal(flat(params)[name], x, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q4_1"])
-def test_packed_numbers_are_within_their_step(tmp_path, kind):
-    """Only rows of 32 numbers can be packed in blocks; the golden's 16 are repeated."""
+def read_packed(path, packed, kind):
+    """What is read of a GGUF with one tensor of packed rows."""
     import gguf
 
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(8, 64)).astype(np.float32)
-    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer = gguf.GGUFWriter(path, "llama")
     for field, value in (("context_length", 8), ("embedding_length", 64), ("block_count", 1)):
         getattr(writer, f"add_{field}")(value)
     writer.add_vocab_size(8)
-    type_ = gguf.GGMLQuantizationType[kind]
-    writer.add_tensor("token_embd.weight", gguf.quants.quantize(x, type_), raw_dtype=type_)
+    writer.add_tensor("token_embd.weight", packed, raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = weights.open_source(str(tmp_path / "x.gguf")).tensors["model.embed_tokens.weight"].read()
-    assert found.shape == x.shape
-    blocks = x.reshape(-1, 32)
-    step = {"F16": 2.0**-9, "Q8_0": np.abs(blocks).max() / 127, "Q4_0": np.abs(blocks).max() / 7,
-            "Q4_1": np.ptp(blocks, axis=1).max() / 14}[kind]  # fmt: skip
-    assert 0 < np.abs(found - x).max() <= step
+    return weights.open_source(str(path)).tensors["model.embed_tokens.weight"].read()
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_numbers_are_those_of_the_published_layout(tmp_path, kind):
+    """`tests/goldens/gguf_blocks.py` worked them out one by one."""
+    packed = np.array([list(bytes.fromhex(block)) for block in PACKED[kind]["bytes"]], np.uint8)
+    numbers = np.array(PACKED[kind]["numbers"])
+    found = read_packed(tmp_path / "x.gguf", packed, kind)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, numbers, rtol=0, atol=1e-6 * np.abs(numbers).max())
+
+
+def test_half_precision_in_a_gguf(tmp_path):
+    x = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float16)
+    np.testing.assert_array_equal(read_packed(tmp_path / "x.gguf", x, "F16"), x.astype(np.float32))
 
 
 def test_a_cut_off_gguf_and_another_architecture_are_refused(tmp_path):
