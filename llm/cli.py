@@ -156,6 +156,16 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
+def keep_compiled(folder: pathlib.Path) -> None:
+    """Keeps compiled programs for the next process, in a folder or where JAX_COMPILATION_CACHE_DIR says."""
+    import jax  # heavy, and not every verb needs it
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        # Small ones too: a process that writes one text compiles some dozens.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def say_error(message: str) -> None:
     """A line to stderr, for notes that must not mix with a verb's output."""
     print(message, file=sys.stderr)

@@ -12,6 +12,8 @@ import jax
 from tqdm import tqdm
 
 from llm import cli, models
+from llm.compression.packing import pack_params
+from llm.data import cache
 from llm.data.preparation import specials
 from llm.errors import InputError, Stopped
 from llm.generation import SamplingSpec, complete
@@ -22,6 +24,8 @@ from llm.generation.prompt_file import FEW_SHOT_STOP, AnswerFile, few_shot, read
 from llm.generation.prompts import opening, put
 from llm.generation.speculative import Draft, Lookup, speculate
 from llm.generation.stream import TextStream
+from llm.nn import native
+from llm.nn.packed import GROUP
 from llm.run_folder import Run, open_run
 from llm.stop import stop_signal
 from llm.tokenization import StreamDecoder, Tokenizer
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-probabilities", action="store_true", help="of each token, before penalties, temperature and filters")
     add("--draft", metavar="FOLDER", help="a smaller run guesses tokens ahead: faster, the same distribution")
     add("--lookup", action="store_true", help="the same by looking back in the text")
+    add("--weights", choices=("int8", "int4"), help="keeps matrices rounded to 8 or 4 bits a weight: smaller, faster")
     add("--no-cache", action="store_true", help="compute every step from all tokens, for comparison")
     return parser
 
@@ -104,7 +109,8 @@ def main(argv: list[str]) -> None:
     asked = None
     if flags.prompts is not None:
         asked = read_lines(flags.prompts, "--prompts", ("prompt",), ANSWER_FIELDS)
-    writer = Writer(open_run(flags.workdir), flags, sampling, examples, grammar)
+    cli.keep_compiled(cache.folder() / "compiled")
+    writer = Writer(_for_reading(open_run(flags.workdir), flags.weights), flags, sampling, examples, grammar)
     with jax.set_mesh(writer.run.mesh):
         if flags.chat:
             _chat(writer)
@@ -112,6 +118,27 @@ def main(argv: list[str]) -> None:
             _answer_file(writer, *asked)
         else:
             _continue(writer)
+
+
+def _for_reading(run: Run, weights: str | None = None) -> Run:
+    """The run with its model and parameters in the form that generating reads fastest."""
+    model, params = run.model, run.params
+    if weights is not None:
+        if run.mesh.size > 1:
+            raise InputError(f"--weights={weights} is of one device; {run.workdir} has a mesh of {run.mesh.size}")
+        bits = int(weights.removeprefix("int"))
+        missing = native.load(cache.folder() / "kernels")
+        packing = pack_params(model, params, bits, native=missing is None)
+        if packing.after == packing.before:
+            raise InputError(f"--weights={weights}: no matrix of {run.workdir} has inputs that {GROUP} divides")
+        how = "the compiled kernel" if missing is None else f"XLA, as {missing}"
+        kept = f"; {len(packing.kept)} matrices stay float32" if packing.kept else ""
+        size = f"{packing.after / 1e6:.1f} MB in place of {packing.before / 1e6:.1f}"
+        cli.say_error(f"weights: {weights}, {size}, read by {how}{kept}")
+        params = packing.params
+    if run.mesh.size == 1 and jax.default_backend() == "cpu":
+        model, params = models.unrolled(model, params)
+    return dataclasses.replace(run, model=model, params=params)
 
 
 def _sampling(flags: argparse.Namespace) -> SamplingSpec:
@@ -235,7 +262,7 @@ class Writer:
             return Lookup()
         if self.flags.draft is None:
             return None
-        draft = open_run(self.flags.draft)
+        draft = _for_reading(open_run(self.flags.draft))
         if draft.tokenizer.fingerprint != self.tokenizer.fingerprint:
             raise InputError(f"--draft={self.flags.draft} has another tokenizer than {self.run.workdir}")
         everywhere = jax.sharding.NamedSharding(self.run.mesh, jax.sharding.PartitionSpec())

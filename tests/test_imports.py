@@ -16,6 +16,7 @@ ALLOWED = {
     "generation": {"models", "sharding", "errors"},
     "weights": {"models", "nn", "errors"},
     "evaluation": {"training", "generation", "models", "data", "sharding", "errors"},
+    "compression": {"models", "nn", "errors"},
     "interpretability": {"models", "attention", "errors"},
 }
 WITHOUT_FLAX = ("attention", "tokenization", "data")

@@ -43,7 +43,7 @@ def decode(plan: Plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask: Mask) -> tup
 
     def body(n, carry):
         out, top, total = carry
-        b, j = pairs[n, 0], pairs[n, 1]
+        b, j = (0, 0) if n is None else (pairs[n, 0], pairs[n, 1])
         # The last block moves back to lie inside the cache; what it repeats of the block before is hidden.
         start = jnp.minimum(j * block, S - block)
         row = dataclasses.replace(
@@ -73,7 +73,11 @@ def decode(plan: Plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask: Mask) -> tup
 
     rows = (B, K, G, T)
     empty = jnp.zeros((*rows, v_BSKH.shape[3])), jnp.full(rows, -jnp.inf), jnp.zeros(rows)
-    out, top, total = jax.lax.fori_loop(0, count, body, empty)
+    if B * plan.k_blocks == 1:
+        # Without a loop nothing is carried, so the cache is not copied into one.
+        out, top, total = body(None, empty)
+    else:
+        out, top, total = jax.lax.fori_loop(0, count, body, empty)
     sinks = None if sinks_N is None else sinks_N.reshape(1, K, G, 1)
     out, lse = blocks.with_sinks(*blocks.normalise(out, top, total), sinks)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1), lse.transpose(0, 3, 1, 2).reshape(B, T, N)

@@ -21,8 +21,8 @@ class Packing(NamedTuple):
     """
 
     params: Any
-    bytes_before: int
-    bytes_after: int
+    before: int
+    after: int
     kept: tuple[str, ...]
 
 

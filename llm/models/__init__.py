@@ -12,7 +12,7 @@ from llm.models.classifier import ClassifierSpec
 from llm.models.contract import Model, Output
 from llm.models.encdec import EncDecSpec
 from llm.models.encoder_decoder import EncoderDecoder
-from llm.models.gpt import GPT, GPTSpec
+from llm.models.gpt import GPT, GPTSpec, unrolled
 from llm.models.presets import PRESETS
 from llm.models.rnn import RNN, RNNSpec
 from llm.models.t5 import T5Spec
@@ -102,4 +102,5 @@ __all__ = [
     "T5Spec",
     "build",
     "check_objective",
+    "unrolled",
 ]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from llm.errors import InputError
 from llm.models import checks, flops
-from llm.models.contract import Output
+from llm.models.contract import Model, Output
 from llm.models.rows import causal_rows
 from llm.nn.block import BlockSettings, Surroundings
 from llm.nn.cache import KVCache
@@ -248,15 +248,16 @@ class GPT(nn.Module):
         return flops.products(params, looked_up, share) + flops.attention(s.layers, a.heads, a.head_width, length)
 
 
-def unrolled(model: GPT, params: Any) -> tuple[GPT, Any]:
+def unrolled(model: Model, params: Any) -> tuple[Model, Any]:
     """The same model as a straight program, with an array of its own for every layer's parameters and cache.
 
     A decoding step reads them where they lie: a loop over stacked layers first copies each one's slice of the stack.
-    It compiles longer. Each parameter is copied; packed ones (`llm.nn.packed`) too.
+    It compiles longer. Each parameter is copied, packed ones (`llm.nn.packed`) too. A model of another family, or of
+    one layer, is returned as it is.
     """
-    spec = model.spec
-    if spec.layers == 1:
+    if not isinstance(model, GPT) or model.spec.layers == 1:
         return model, params
+    spec = model.spec
     windows = spec.windows or (0,)
     stacked, pattern = params["stack"]["layers"], len(windows)
     layers = {}

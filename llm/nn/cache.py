@@ -6,6 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from llm.attention.target import target
+
 
 @flax.struct.dataclass
 class KVCache:
@@ -57,11 +59,31 @@ class KVCache:
         return cls(tuple(map(arrays, windows)), jnp.zeros((batch,), jnp.int32), segments, chunk)
 
 
-def write(cache_BSKH: jax.Array, new_BTKH: jax.Array, positions_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """Writes each row's new entries at their positions modulo S; what lies beyond its length, padding, is dropped."""
-    rows, S = jnp.arange(cache_BSKH.shape[0])[:, None], cache_BSKH.shape[1]
-    places_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT % S, S)
-    return cache_BSKH.at[rows, places_BT].set(new_BTKH.astype(cache_BSKH.dtype), mode="drop")
+def write(
+    kept: tuple[jax.Array, jax.Array], new: tuple[jax.Array, jax.Array], positions_BT: jax.Array, lengths_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values (B, S, K, H) with each row's new ones, (B, T, K, H), at their positions modulo S.
+
+    Those from the row's length on, padding, are dropped.
+    """
+    (B, S), T = kept[0].shape[:2], positions_BT.shape[1]
+    real_BT = positions_BT < lengths_B[:, None]
+    k_BTKH, v_BTKH = (x.astype(old.dtype) for x, old in zip(new, kept))
+    if T > 1 or target().platform != "cpu" or jax.sharding.get_abstract_mesh().size > 1:
+        rows, places_BT = jnp.arange(B)[:, None], jnp.where(real_BT, positions_BT % S, S)
+        at = (rows, places_BT)
+        return kept[0].at[at].set(k_BTKH, mode="drop"), kept[1].at[at].set(v_BTKH, mode="drop")
+    places_B = positions_BT[:, 0] % S
+
+    def put(old_BSKH, b, x_1KH):
+        at = b, places_B[b], 0, 0
+        before = jax.lax.dynamic_slice(old_BSKH, at, (1, 1, *old_BSKH.shape[2:]))
+        return jax.lax.dynamic_update_slice(old_BSKH, jnp.where(real_BT[b, 0], x_1KH[None], before), at)
+
+    # One token a row, in place: outside a loop, or in one of whose single round it knows, XLA on CPU writes into copies
+    # of the whole cache, one for each reader.
+    count = (lengths_B >= 0).sum()
+    return jax.lax.fori_loop(0, count, lambda b, kv: (put(kv[0], b, k_BTKH[b]), put(kv[1], b, v_BTKH[b])), kept)
 
 
 def held_positions(places: int, lengths_B: jax.Array) -> jax.Array:

@@ -89,8 +89,7 @@ class MultiHeadAttention(nn.Module):
             kept = k_BTKH, v_BTKH
             if cache is not None:
                 assert positions_BT is not None and mask.kv_lengths_B is not None
-                at = positions_BT, mask.kv_lengths_B
-                cache = kept = write(cache[0], k_BTKH, *at), write(cache[1], v_BTKH, *at)
+                cache = kept = write(cache, kept, positions_BT, mask.kv_lengths_B)
                 if s.window is not None:
                     held_BS = held_positions(cache[0].shape[1], mask.kv_lengths_B)
                     mask = dataclasses.replace(mask, kv_positions_BS=held_BS)

@@ -48,7 +48,7 @@ def _key(compiler: str) -> str:
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
-    made_of = [SOURCE.read_text(encoding="utf-8"), *FLAGS, jax.version.__version__, version, platform.machine()]
+    made_of = [SOURCE.read_text(encoding="utf-8"), *FLAGS, jax.__version__, version, platform.machine()]
     return hashlib.sha256("\0".join([*made_of, *processor]).encode()).hexdigest()[:16]
 
 

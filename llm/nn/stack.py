@@ -1,6 +1,7 @@
 """Layers on top of each other, with one parameter layout: every parameter has a leading axis over the layers."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -41,6 +42,9 @@ class Stack(nn.Module):
             for window in self.windows
         ]
 
+        if rounds == 1 and cache is not None and not self.train:
+            return self._straight(block, settings, x_BTD, around, cache)
+
         def scanned(body) -> Any:
             return nn.scan(
                 body,
@@ -61,6 +65,28 @@ class Stack(nn.Module):
             layer = scanned(_Round)(block, tuple(settings), self.train, self.dtype, name="layers")
             x_BTD, (cache, aux) = layer(x_BTD, around, cache)
         return x_BTD, cache, {name: (total.sum(), weight.sum()) for name, (total, weight) in aux.items()}
+
+    def _straight(self, block, settings, x_BTD, around: Surroundings, cache):
+        """What `__call__` returns, of layers that are each a place of the pattern.
+
+        A loop of one round would copy the cache in and out, and tracing every layer takes seconds: those of the same
+        settings are traced once.
+        """
+        params = self.get_variable("params", "layers")
+        kept, losses = [], []
+        for i, one in enumerate(settings):
+            own = params if len(settings) == 1 else params[f"block_{i}"]
+            own, mine = jax.tree.map(lambda x: x[0], (own, cache[i]))
+            x_BTD, (mine, aux) = _layer(block(one, False, self.dtype, parent=None), own, x_BTD, around, mine)
+            kept.append(jax.tree.map(lambda x: x[None], mine))
+            losses.append(aux)
+        sums = jax.tree.map(lambda *parts: sum(parts), *losses)
+        return x_BTD, tuple(kept), sums
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _layer(block: Block, params, x_BTD, around: Surroundings, cache):
+    return block.apply({"params": params}, x_BTD, around, cache)
 
 
 class _Round(nn.Module):
