@@ -209,7 +209,7 @@ def _check(flags: argparse.Namespace) -> None:
     apart = [("--beams", tuple(name for name in given if name != "--beams")),
              ("--draft", ("--lookup", "--log-probabilities", "--no-cache", "--regex", "--json-schema")),
              ("--lookup", ("--log-probabilities", "--no-cache", "--regex", "--json-schema")),
-             ("--chat", ("--few-shot", "--log-probabilities", "--regex", "--json-schema")),
+             ("--chat", ("--few-shot", "--log-probabilities")),
              ("--regex", ("--json-schema",))]  # fmt: skip
     for one, others in apart:
         for other in others:
@@ -251,6 +251,8 @@ class Writer:
                 name = flag.replace("_", "-")
                 raise InputError(f"--{name} needs a model that continues a text; this one reads a source")
         self.ends: list[int] = [*run.experiment.generation.all_ends(self.tokenizer.end_of_text)]
+        if flags.chat:
+            self.ends += end_of_turn(self.tokenizer)
         self.stops = [*flags.stop, *([FEW_SHOT_STOP] if examples is not None else [])]
         self._guesser = self._open_guesser()
         self._constraint: Constraint | None = None
@@ -388,7 +390,6 @@ def _fields(answer: Answer) -> dict[str, Any]:
 
 def _chat(writer: Writer) -> None:
     """Answers each line of stdin, the conversation so far before it."""
-    writer.ends += end_of_turn(writer.tokenizer)
     messages: list[dict[str, str]] = []
     asking = sys.stdin.isatty()
     for turn, line in enumerate(_turns(asking)):

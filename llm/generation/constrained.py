@@ -129,6 +129,11 @@ class Constraint:
         self._vocabulary, self._matcher = vocabulary, LLMatcher(vocabulary.table, grammar, log_level=0)
         self.begin()
 
+    @property
+    def size(self) -> int:
+        """Ids of the vocabulary."""
+        return self._vocabulary.size
+
     def begin(self) -> "Matcher":
         """A matcher of a text that has not begun."""
         return Matcher(self._vocabulary, self._matcher.deep_copy())

@@ -30,7 +30,8 @@ class Completion:
         log_probabilities: of each token, where asked for: by the model's own distribution over the vocabulary, before
             penalties, bans, temperature and filters.
         ended: "end" by an end of text, or by a match that nothing can be added to; "stopped" by `on_token`; "length" by
-            the limit, which may cut a match short.
+            the limit, which may cut a match short; of a continuous batch also "stuck": nothing can go on with what was
+            begun of a match.
     """
 
     tokens: list[int] = dataclasses.field(default_factory=list)

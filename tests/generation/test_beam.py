@@ -86,7 +86,7 @@ def test_one_beam_is_greedy_and_rows_are_alone(name):
     assert [row[0].ended for row in one] == [row.ended for row in greedy]
     both = search(name, PROMPTS, 3, limits, sampling=spec, chunk=4, **how)
     more = {key: rows[::-1] for key, rows in sources(name, 2).items()}
-    turned = search(name, PROMPTS[::-1], 3, limits[::-1], sampling=spec, **how, **more)[::-1]
+    turned = search(name, PROMPTS[::-1], 3, limits[::-1], sampling=spec, chunk=4, **how, **more)[::-1]
     # A program for one row is compiled for one family alone: it takes most of the time.
     alone = [search(name, [p], 3, n, sampling=spec, **how)[0] for p, n in zip(PROMPTS, limits) if name == "gpt3"]
     for rows in (turned, alone):

@@ -11,6 +11,7 @@ import pytest
 from llm.errors import InputError
 from llm.generation import SamplingSpec, complete
 from llm.generation.constrained import Constraint, Vocabulary, json_schema_grammar, regex_grammar
+from llm.generation.continuous import ContinuousBatch, Request
 from llm.models.gpt import GPTSpec
 from llm.tokenization import TokenizerSpec, train
 from tests.generation import families
@@ -152,6 +153,24 @@ def test_batch_equals_single_rows_and_steps_share_one_program():
         assert alone == batch[row]
         sizes.append(_cached_step._cache_size())
     assert len({str(row.tokens) for row in batch}) > 18 and sizes[0] == sizes[2]
+
+
+def test_in_a_continuous_batch_each_request_has_its_own():
+    """As alone; one is free, one matches the empty text alone, and one the vocabulary cannot end."""
+    no_b = [b"a" if i == 97 else None for i in range(V)]
+    asked = [
+        *((PROMPTS[n], by_regex("bytes", pattern)) for n, pattern in enumerate([REGEX, "[x-z]{4}"])),
+        (PROMPTS[2], None), (PROMPTS[3], by_regex("bytes", "")),
+        (PROMPTS[4], Constraint(Vocabulary(no_b, no_b, [END]), regex_grammar("ab"))),
+    ]  # fmt: skip
+    requests = [Request(prompt, 30, seed=n, constraint=rule) for n, (prompt, rule) in enumerate(asked)]
+    batch = ContinuousBatch(*model(), HOT, slots=2, room=64, vocab_size=V, end_of_text=END)
+    got = dict(batch.run(requests))
+    for n, (prompt, rule) in enumerate(asked[:4]):
+        assert [got[n]] == write("bytes", rule, prompts=[prompt], max_tokens=30, seed=[n]), n
+    assert got[3].ended == "end" and got[4].ended == "stuck" and got[4].tokens == [97]
+    with pytest.raises(InputError, match="vocabulary has 1 ids, the batch's"):
+        batch.submit(Request([1], 1, constraint=Constraint(Vocabulary([b"a"], [b"a"]), regex_grammar("a"))))
 
 
 def test_another_family():
