@@ -40,7 +40,7 @@ def params_of(table: Table, tensors: dict[str, np.ndarray], model, *batch):
     flat = {name: x.shape for name, x in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
     given = {name: Tensor(x.shape, lambda x=x: x) for name, x in tensors.items()}
     arrays = load(table, given, flat).arrays
-    return jax.tree.map(jnp.asarray, flax.traverse_util.unflatten_dict(arrays, sep="/"))
+    return jax.tree.map(jnp.asarray, flax.traverse_util.unflatten_dict(dict(arrays), sep="/"))
 
 
 def test_smollm2_knows_the_capital_of_france(tmp_path):
