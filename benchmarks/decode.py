@@ -9,10 +9,11 @@ medians. Ours are timed where a user meets them: `llm.generation.complete` with 
 token ends the prefill. The file is taken in once as a run, into --workdir, and exported from there for transformers.
 Before anything is timed, float32 of ours and of transformers must draw the same 16 tokens, and llama.cpp's first.
 
-Also: bytes that a token reads (weights, and half of the cache's room of 256), the machine's read bandwidth (the best of
-a matrix-vector product over 453 MB and of numpy's sum in two threads), and the share of it that decoding reaches; the
-curve of batches; and the time from a cold process to its first character with a warm compilation cache. Peers that are
-not installed are left out by name. Writes benchmarks/results/decode.json.
+Also: the products of a token by themselves, one after the other, in what a step takes; bytes that a token reads
+(weights, and half of the cache's room of 256), the machine's read bandwidth (the best of a matrix-vector product over
+453 MB and of numpy's sum in two threads), and the share of it that decoding reaches; the curve of batches; and the time
+from a cold process to its first character with a warm compilation cache. Peers that are not installed are left out by
+name. Writes benchmarks/results/decode.json.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from llm.compression.packing import pack_params
 from llm.data import cache
 from llm.generation import SamplingSpec, complete
 from llm.nn import native
+from llm.nn.packed import Packed, product
 from llm.run_folder import Run, open_run
 
 PROMPT, NEW, THREADS = 128, 128, 2
@@ -125,6 +127,43 @@ def transformers(folder: pathlib.Path, dtype: str) -> Engine:
         return drawn, first - begun, time.perf_counter() - first
 
     return run
+
+
+def products(one: Ours, packed: Ours) -> float:
+    """Milliseconds of a token's matrix products by themselves, each waiting for the one before; median of 20.
+
+    Args:
+        one: the form, unrolled.
+        packed: an unrolled form of the same run that is packed, which says how its matrices lie.
+    """
+    matrices, shapes = [], []
+    theirs = jax.tree.leaves(packed.params, is_leaf=lambda x: isinstance(x, Packed))
+    mine = jax.tree.leaves(one.params, is_leaf=lambda x: isinstance(x, Packed))
+    for x, like in zip(mine, theirs, strict=True):
+        if isinstance(like, Packed):
+            layered = like.values.ndim == 4
+            if isinstance(x, Packed):
+                matrices.append(x[0] if layered else x)
+            else:
+                matrices.append(x.reshape(like.shape[1], like.shape[0]) if layered else x.T)
+            shapes.append(like.shape)
+
+    @jax.jit
+    def run(matrices):
+        kept = 1.0
+        for x, (_, inputs) in zip(matrices, shapes):
+            row = jnp.full((1, inputs), kept)
+            y = product(row, x) if isinstance(x, Packed) else row @ x
+            kept = 1.0 + 1e-9 * y[0, 0]
+        return kept
+
+    run(matrices).block_until_ready()
+    times = []
+    for _ in range(20):
+        begun = time.perf_counter()
+        run(matrices).block_until_ready()
+        times.append(time.perf_counter() - begun)
+    return 1000 * statistics.median(times)
 
 
 def bandwidth() -> float:
@@ -225,12 +264,16 @@ def main() -> None:
             times[name].append(engine(prompt, NEW)[1:])
     read = bandwidth()
     rows: list[dict[str, Any]] = []
+    packed = next((one for form, one in ours.items() if form.startswith("int")), None)
     for name, found in times.items():
         prefill, rest = (statistics.median(seconds) for seconds in zip(*found))
         row = {"engine": name, "prefill": PROMPT / prefill, "decode": (NEW - 1) / rest}
+        row["step_ms"] = 1000 / row["decode"]
         if name.startswith("llm "):
             one = ours[name.removeprefix("llm ")]
             row["bytes_per_token"] = one.weights + one.cache_bytes(256) // 2
+            if "scanned" not in name and packed is not None:
+                row["products_ms"] = products(one, packed)
             row["share_of_bandwidth"] = row["bytes_per_token"] * row["decode"] / (read * 1e9)
         rows.append(row)
         print(json.dumps(row))

@@ -262,8 +262,8 @@ def write(run: Run, folder: pathlib.Path) -> None:
     cli.writable_workdir(str(partial))
     weights.write_safetensors(partial / "model.safetensors", tensors)
     metrics.write_json(partial / "config.json", made | {"torch_dtype": "float32"})
-    kind = tokenizer.export(partial)
-    metrics.write_json(partial / "tokenizer_config.json", {"tokenizer_class": kind} | _tokenizer_config(run))
+    said = {"tokenizer_class": tokenizer.export(partial)} | _tokenizer_config(run)
+    metrics.write_json(partial / "tokenizer_config.json", said)
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)

@@ -14,7 +14,7 @@ import numpy as np
 
 GROUP = 32
 BITS = (8, 4)
-MANY = 64  # rows
+MANY = 128  # rows
 NATIVE = "llm_packed_product"  # the name that `llm.nn.native` registers its function by
 
 
@@ -38,11 +38,6 @@ class Packed:
     def shape(self) -> tuple[int, int]:
         """(O, I)."""
         return self.values.shape[-3], self.values.shape[-2] * GROUP
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of it all."""
-        return sum(x.nbytes for x in jax.tree.leaves(self))
 
     def __getitem__(self, index: Any) -> "Packed":
         """The matrices of some layers, or the rows of some outputs: indexes the leading axis."""

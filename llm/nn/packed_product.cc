@@ -1,4 +1,5 @@
-// Products of float32 rows with packed matrices, for XLA on CPU. llm/nn/packed.py says how they are packed and builds this.
+// Products of float32 rows with packed matrices, for XLA on CPU: llm/nn/packed.py says how they are packed,
+// llm/nn/native.py builds this.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -77,8 +78,8 @@ void One(const Problem& p, int64_t output, int64_t row) {
   p.y[row * p.outputs + output] = Sum(total);
 }
 
-// Outputs that are unpacked together, and the block of them and of rows that eight sums are kept of: a row or weight that
-// was loaded serves several products, from the nearest cache.
+// Outputs that are unpacked together, and the block of them and of rows that eight sums are kept of: a row or weight
+// that was loaded serves several products, from the nearest cache.
 constexpr int kTile = 8, kOutputs = 2, kRows = 4;
 
 // A tile's outputs of all rows, which are kRows or more: the weights are unpacked once for all of them.

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm.attention.target import target
 from llm.nn.block import Block, BlockSettings, Surroundings
 
 
@@ -43,7 +44,7 @@ class Stack(nn.Module):
         ]
 
         if rounds == 1 and cache is not None and not self.train:
-            return self._straight(block, settings, x_BTD, around, cache)
+            return self._straight(settings, x_BTD, around, cache)
 
         def scanned(body) -> Any:
             return nn.scan(
@@ -66,7 +67,7 @@ class Stack(nn.Module):
             x_BTD, (cache, aux) = layer(x_BTD, around, cache)
         return x_BTD, cache, {name: (total.sum(), weight.sum()) for name, (total, weight) in aux.items()}
 
-    def _straight(self, block, settings, x_BTD, around: Surroundings, cache):
+    def _straight(self, settings, x_BTD, around: Surroundings, cache):
         """What `__call__` returns, of layers that are each a place of the pattern.
 
         A loop of one round would copy the cache in and out, and tracing every layer takes seconds: those of the same
@@ -77,15 +78,17 @@ class Stack(nn.Module):
         for i, one in enumerate(settings):
             own = params if len(settings) == 1 else params[f"block_{i}"]
             own, mine = jax.tree.map(lambda x: x[0], (own, cache[i]))
-            x_BTD, (mine, aux) = _layer(block(one, False, self.dtype, parent=None), own, x_BTD, around, mine)
+            block = Block(one, False, self.dtype, parent=None)
+            x_BTD, (mine, aux) = _layer(block, target(), own, x_BTD, around, mine)
             kept.append(jax.tree.map(lambda x: x[None], mine))
             losses.append(aux)
         sums = jax.tree.map(lambda *parts: sum(parts), *losses)
         return x_BTD, tuple(kept), sums
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _layer(block: Block, params, x_BTD, around: Surroundings, cache):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _layer(block: Block, device, params, x_BTD, around: Surroundings, cache):
+    del device  # what is traced for one is not for another
     return block.apply({"params": params}, x_BTD, around, cache)
 
 

@@ -1,6 +1,5 @@
 """Packed matrices against an independent reading of their bytes, and their products against numpy in float64."""
 
-import dataclasses
 import os
 
 import jax
@@ -52,7 +51,8 @@ def test_weights_are_rounded_to_the_nearest_value(bits):
     allowed = step / 2 + (127 if bits == 8 else 15) * (step * 2**-11 + 2**-25) + np.abs(groups).max(-1) * 2**-11
     assert (np.abs(weights - matrix).reshape(5, 3, 32).max(-1) <= allowed).all()
     assert not weights[3].any()
-    assert packed.nbytes == 5 * 3 * (32 * bits // 8 + (2 if bits == 8 else 4))
+    size = sum(x.nbytes for x in jax.tree.leaves(packed))
+    assert size == 5 * 3 * (32 * bits // 8 + (2 if bits == 8 else 4))
 
 
 def test_four_bits_give_back_what_was_four_bits():
@@ -70,8 +70,8 @@ def test_products_are_those_of_the_rounded_weights(bits, outputs, inputs, how, r
     if how == "native":
         request.getfixturevalue("compiled")
     packed = pack(RNG.normal(size=(outputs, inputs)).astype(np.float32), bits, native=how == "native")
-    weights = read(dataclasses.replace(packed))
-    for rows in (1, 2, 5, 70):
+    weights = read(packed)
+    for rows in (1, 2, 5, 130):
         x = RNG.normal(size=(rows, inputs)).astype(np.float32)
         want = x.astype(np.float64) @ weights.T
         np.testing.assert_allclose(jax.jit(product)(x, packed), want, atol=2e-6 * inputs, err_msg=f"{rows} rows")
