@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm.nn.projection import Projection
+from llm.nn.projection import Projection, together
 from llm.sharding import constrain
 
 ACTIVATIONS = {
@@ -40,14 +40,13 @@ class MLP(nn.Module):
         """y_BTD; `drop` acts on the hidden layer."""
         width = x_BTD.shape[-1]
 
-        def up(name):
-            return Projection((width,), (self.ff_width,), ("embed", "mlp"), self.bias, dtype=self.dtype, name=name)(
-                x_BTD
-            )
-
-        h_BTF = ACTIVATIONS[self.activation](up("gate" if self.gated else "up"))
+        names = ("gate", "up") if self.gated else ("up",)
+        axes = ("embed", "mlp")
+        parts = [Projection((width,), (self.ff_width,), axes, self.bias, dtype=self.dtype, name=name) for name in names]
+        first, *rest = together(x_BTD, *parts)
+        h_BTF = ACTIVATIONS[self.activation](first)
         if self.gated:
-            h_BTF *= up("up")
+            h_BTF *= rest[0]
         h_BTF = constrain(drop(h_BTF), "batch", "length", "mlp")
         return Projection(
             (self.ff_width,), (width,), ("mlp", "embed"), self.bias, self.output_scale, self.dtype, name="down"

@@ -11,7 +11,7 @@ from llm.attention import BucketBias, Mask
 from llm.nn.cache import held_positions, write
 from llm.nn.norm import Norm
 from llm.nn.position import Rope, rotary
-from llm.nn.projection import Projection
+from llm.nn.projection import Projection, together
 from llm.sharding import attention, constrain
 
 
@@ -77,12 +77,21 @@ class MultiHeadAttention(nn.Module):
         source_BSD is None and replaced where it is given.
         """
         s = self.settings
-        q_BTNH = self._query(x_BTD)
+        query = self._projection(x_BTD, "query", s.heads, "heads", 1.0 if s.scaled else s.head_width**-0.5)
+        read = x_BTD if source_BSD is None else source_BSD
+        key, value = (self._projection(read, name, s.kv_heads, "kv_heads") for name in ("key", "value"))
         if self.cross:
-            kept = cache if source_BSD is None else (self._key(source_BSD), self._value(source_BSD))
+            q_BTNH = query(x_BTD)
+            kept = cache
+            if source_BSD is not None:
+                k_BSKH, v_BSKH = together(source_BSD, key, value)
+                kept = self._normed("key", k_BSKH), v_BSKH
             cache = None if cache is None else kept
         else:
-            k_BTKH, v_BTKH = self._key(x_BTD), self._value(x_BTD)
+            q_BTNH, k_BTKH, v_BTKH = together(x_BTD, query, key, value)
+            k_BTKH = self._normed("key", k_BTKH)
+        q_BTNH = constrain(self._normed("query", q_BTNH), "batch", "length", "heads", "head_width")
+        if not self.cross:
             if s.rope is not None:
                 assert positions_BT is not None
                 q_BTNH, k_BTKH = rotary(q_BTNH, positions_BT, s.rope), rotary(k_BTKH, positions_BT, s.rope)
@@ -98,26 +107,16 @@ class MultiHeadAttention(nn.Module):
         assert kept is not None, "a source or its cache"
         return self._attend(x_BTD, q_BTNH, kept[0], kept[1], mask, bias), cache
 
-    def _project(self, x, name: str, heads: int, axis: str, scale: float = 1.0) -> jax.Array:
+    def _projection(self, x, name: str, heads: int, axis: str, scale: float = 1.0) -> Projection:
         s, width = self.settings, x.shape[-1]
         axes = ("embed", axis, "head_width")
-        return Projection((width,), (heads, s.head_width), axes, s.bias, scale, self.dtype, name=name)(x)
+        return Projection((width,), (heads, s.head_width), axes, s.bias, scale, self.dtype, name=name)
 
-    def _query(self, x_BTD) -> jax.Array:
+    def _normed(self, name: str, x: jax.Array) -> jax.Array:
         s = self.settings
-        q_BTNH: Any = self._project(x_BTD, "query", s.heads, "heads", 1.0 if s.scaled else s.head_width**-0.5)
-        if s.qk_norm:
-            q_BTNH = Norm(epsilon=s.norm_epsilon, dtype=self.dtype, name="query_norm")(q_BTNH)
-        return constrain(q_BTNH, "batch", "length", "heads", "head_width")
-
-    def _key(self, x_BSD) -> jax.Array:
-        k_BSKH = self._project(x_BSD, "key", self.settings.kv_heads, "kv_heads")
-        if not self.settings.qk_norm:
-            return k_BSKH
-        return Norm(epsilon=self.settings.norm_epsilon, dtype=self.dtype, name="key_norm")(k_BSKH)
-
-    def _value(self, x_BSD) -> jax.Array:
-        return self._project(x_BSD, "value", self.settings.kv_heads, "kv_heads")
+        if not s.qk_norm:
+            return x
+        return Norm(epsilon=s.norm_epsilon, dtype=self.dtype, name=f"{name}_norm")(x)
 
     def _attend(self, x_BTD, q_BTNH, k_BSKH, v_BSKH, mask: Mask, bias: BucketBias | None):
         s = self.settings

@@ -1,10 +1,11 @@
 """Matrices kept in 8 or 4 bits a weight, and their products with rows.
 
 A group of 32 inputs of one output shares a scale, and with 4 bits also the least weight: a weight is scale * value, or
-least + scale * value, as in llama.cpp's Q8_0 and Q4_1. The products are of the weights so rounded and of rows that are
-not: float32 sums, in any implementation.
+least + scale * value, as in llama.cpp's Q8_0 and Q4_1. Products are of the weights so rounded and of rows that are not;
+the compiled ones round those too where there are few, to 16 bits a group of 32 inputs. Sums are float32.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -82,20 +83,30 @@ def unpack(packed: Packed) -> jax.Array:
 
 
 def product(x_RI: jax.Array, packed: Packed) -> jax.Array:
-    """y_RO, float32: the products of rows with every output of one matrix.
+    """y_RO, float32: the products of rows with every output of one matrix."""
+    return products(x_RI, [packed])[0]
+
+
+def products(x_RI: jax.Array, matrices: Sequence[Packed]) -> list[jax.Array]:
+    """y_RO of each of some matrices that are packed alike.
 
     By XLA, a single row reads the packed weights as they are; more rows read them as float32, made by the way. Of many
-    rows XLA's product of float32 matrices is the fastest, with their making.
+    rows XLA's product of float32 matrices is the fastest, with their making. The compiled form takes all matrices at
+    once: threads are called together once.
     """
-    x_RI = x_RI.astype(jnp.float32)
-    rows, (outputs, inputs) = x_RI.shape[0], packed.shape
-    if packed.native and rows < MANY:
-        least = jnp.zeros((0, 0), jnp.float16) if packed.least is None else packed.least
-        result = jax.ShapeDtypeStruct((rows, outputs), jnp.float32)
-        return jax.ffi.ffi_call(NATIVE, result)(x_RI, packed.values, packed.scales, least)
-    if rows > 1:
+    x_RI, rows = x_RI.astype(jnp.float32), x_RI.shape[0]
+    if matrices[0].native and rows < MANY:
+        none = jnp.zeros((0, 0), jnp.float16)
+        parts = [x for m in matrices for x in (m.values, m.scales, none if m.least is None else m.least)]
+        results = [jax.ShapeDtypeStruct((rows, m.shape[0]), jnp.float32) for m in matrices]
+        return list(jax.ffi.ffi_call(NATIVE, results)(x_RI, *parts))
+    return [_by_xla(x_RI, packed) for packed in matrices]
+
+
+def _by_xla(x_RI: jax.Array, packed: Packed) -> jax.Array:
+    if x_RI.shape[0] > 1:
         return x_RI @ unpack(packed).T
-    x_GI = x_RI.reshape(inputs // GROUP, GROUP)
+    x_GI = x_RI.reshape(-1, GROUP)
     scales = packed.scales[..., None].astype(jnp.float32)
     if packed.least is None:
         # Multiplied and summed in this form, XLA on CPU reads no more than the packed bytes; a product would write the
