@@ -21,7 +21,7 @@ from llm.tokenization.loading import tokenizer_from
 from llm.training import metrics, state
 from llm.training.checkpoint import Checkpoints, Later
 from llm.training.loop import recipe
-from llm.training.optimizer import path_name
+from llm.training.roles import path_name
 
 DESCRIPTION = """\
 --from takes a checkpoint of others in: a folder of Hugging Face's (safetensors or torch pickles, whole or in parts;

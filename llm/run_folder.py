@@ -15,7 +15,7 @@ from llm.errors import InputError
 from llm.models import Model
 from llm.tokenization import Tokenizer
 from llm.training.loop import recipe, restore_params
-from llm.training.optimizer import path_name
+from llm.training.roles import path_name
 
 IMPORTED = "imported.json"
 

@@ -22,6 +22,7 @@ from llm.run_folder import Run, matching, open_run, refuse_imported, shared
 from llm.training import metrics, state
 from llm.training.checkpoint import Checkpoints
 from llm.training.loop import Trained, check_batch, recipe, train
+from llm.training.optimizer import check_rates
 
 Prompt = tuple[list[int], list[int] | None]  # what opens the row, and what an encoder reads
 
@@ -50,7 +51,9 @@ def main(argv: list[str]) -> None:
         model = models.build(experiment.model, experiment.tokenizer.entries)
         if getattr(model.spec, "classes", 2) is None:
             model = models.build(experiment.model, experiment.tokenizer.entries, classes=2)
-        print(state.parameter_table(model, experiment.objective.kind))
+        made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, 0)
+        check_rates(experiment.optimizer, made_of.boxed().params)
+        print(state.parameter_table(model, experiment.objective.kind, experiment.optimizer))
         return
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
@@ -81,6 +84,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     logging.getLogger("llm").setLevel(logging.INFO)  # which attention "auto" is, and why
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, 0)
     state.check_mesh(made_of, mesh)
+    check_rates(experiment.optimizer, made_of.boxed().params)
     if start is not None:
         matching(state.abstract(made_of, mesh).params, start)
     # All that can be refused has been: only now the folder becomes this experiment's.

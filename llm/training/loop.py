@@ -93,10 +93,15 @@ def train(
         seconds_before, tokens = facts["seconds"], facts["tokens"]
         say(f"resuming at step {start} of {spec.steps}")
 
+    whole_loss = losses.build(model, objective, spec)
+
+    def loss(params, *arguments):
+        return whole_loss(optimizers.stop_frozen(optimizer_spec, params), *arguments)
+
     step_function = compile_train_step(
         mesh,
         states.state_shardings(made_of, mesh),
-        loss=losses.build(model, objective, spec),
+        loss=loss,
         optimizer=made_of.optimizer,
         schedule=optimizers.schedule(optimizer_spec, spec.steps),
         clip_norm=optimizer_spec.clip_norm,

@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
@@ -15,7 +16,9 @@ from llm.errors import InputError
 from llm.models import Model
 from llm.sharding import partition_spec
 from llm.training.losses import OBJECTIVES
-from llm.training.optimizer import path_name, role
+from llm.training.optimizer import rate_factors
+from llm.training.roles import path_name, role
+from llm.training.spec import OptimizerSpec
 
 
 @flax.struct.dataclass
@@ -79,9 +82,14 @@ def _is_box(x) -> bool:
 
 def state_shardings(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
     """The place of every array of the state on the mesh: that of its logical axes, all devices for the rest."""
-    return jax.tree.map(
-        lambda x: NamedSharding(mesh, partition_spec(x.names if _is_box(x) else ())), recipe.boxed(), is_leaf=_is_box
-    )
+
+    def place(x):
+        if not _is_box(x):
+            return NamedSharding(mesh, partition_spec(()))
+        # A frozen parameter's moments are an empty node in its box.
+        return jax.tree.map(lambda _: NamedSharding(mesh, partition_spec(x.names)), x.value)
+
+    return jax.tree.map(place, recipe.boxed(), is_leaf=_is_box)
 
 
 def check_mesh(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
@@ -114,16 +122,25 @@ def count_parameters(params) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def parameter_table(model: Model, objective: str) -> str:
-    """A readable table of all parameters: shape, role, whether it decays, logical axes and their mesh axes."""
+def _rate(factor: np.ndarray) -> str:
+    low, high = float(factor.min()), float(factor.max())
+    return "frozen" if high == 0 else f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
+
+
+def parameter_table(model: Model, objective: str, spec: OptimizerSpec = OptimizerSpec()) -> str:
+    """A readable table of all parameters: shape, role, factor on the learning rate (from the lowest layer's to the
+    highest's), whether it decays, logical axes and their mesh axes.
+    """
     boxed = Recipe(model, optax.identity(), objective).boxed().params
-    rows = [("parameter", "shape", "role", "decay", "logical axes", "mesh axes")]
-    for path, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box):
+    factors = jax.tree.leaves(rate_factors(spec, nn.unbox(boxed)))
+    rows = [("parameter", "shape", "role", "rate", "decay", "logical axes", "mesh axes")]
+    for (path, box), factor in zip(jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box), factors):
         x, logical = box.value, box.names
         name, places = path_name(path), tuple(str(place or "-") for place in partition_spec(logical))
         found = role(name)
         rows.append(
-            (name, "x".join(map(str, x.shape)), found.name, "yes" if found.decays else "no",
+            (name, "x".join(map(str, x.shape)), found.name, _rate(factor),
+             "yes" if found.decays and factor.any() else "no",
              " ".join(logical), " ".join(places))
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

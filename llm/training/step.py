@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from llm.sharding import partition_spec
 from llm.training.losses import Sums
 from llm.training.optimizer import clip_by_norm
+from llm.training.roles import norms_by_role
 from llm.training.state import TrainState
 
 
@@ -39,7 +40,8 @@ def train_step(
     Returns:
         The new state and float32 scalars: the means of all losses, grad_norm (before clipping), learning_rate (the
         one used), weight (of the loss), tokens (read: those that are not padding, sources included), skipped (1 if
-        this step was), skipped_in_a_row.
+        this step was), skipped_in_a_row; and of each role's parameters grad_norm/<role> (before clipping) and
+        update_norm/<role> (of what was added to them, 0 where the step was skipped).
     """
     dropout_key = jax.random.fold_in(state.rng, state.step)
 
@@ -83,6 +85,8 @@ def train_step(
     skipped = jnp.where(finite, 0, 1)
     in_a_row = (state.skipped_in_a_row + 1) * skipped
     metrics = {name: total / jnp.maximum(w, 1.0) for name, (total, w) in sums.items()}
+    metrics |= {f"grad_norm/{name}": value for name, value in norms_by_role(gradients).items()}
+    metrics |= {f"update_norm/{name}": jnp.where(finite, value, 0.0) for name, value in norms_by_role(updates).items()}
     metrics |= {
         "grad_norm": norm,
         "learning_rate": schedule(state.step - state.skipped),
