@@ -1,5 +1,6 @@
 """The optimizer of a run: its schedule, its update rule, and the factor on the learning rate of every parameter."""
 
+import dataclasses
 import fnmatch
 import re
 
@@ -81,6 +82,11 @@ def build(spec: OptimizerSpec, updates: int) -> optax.GradientTransformation:
         return optimizer
     scale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rate_factors(spec, updates)))
     return optax.chain(optimizer, scale)
+
+
+def of_adapters(spec: OptimizerSpec) -> OptimizerSpec:
+    """The same optimizer for a run with adapters: they are trained, and of the rest what `rates` names."""
+    return dataclasses.replace(spec, rates=("*=0", "adapter=1", *spec.rates))
 
 
 def freezes(spec: OptimizerSpec) -> bool:

@@ -24,6 +24,8 @@ class Role(NamedTuple):
 
 # The first pattern found in a parameter's path decides. Vectors that scale or shift do not decay; matrices do.
 ROLES: tuple[tuple[str, Role], ...] = (
+    (r"^lora/.*attention/output/kernel/a$", Role("adapter", True, 2)),
+    (r"^lora/", Role("adapter", True, 1)),
     (r"norm/(scale|bias)$", Role("norm", False)),
     (r"(/(\w+_)?|^logit_)bias$", Role("bias", False)),
     (r"^(encoder|decoder)_bias/table$", Role("position bias", False)),
@@ -81,15 +83,15 @@ def stacked(path: str) -> bool:
     return "layers" in path.split("/")
 
 
-def split_axes(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """A parameter's sizes apart: of the axes over layers and experts, of a matrix's inputs, and of the rest.
+def split_axes(path: str, shape: tuple) -> tuple[tuple, tuple, tuple]:
+    """A parameter's sizes (or names of axes) apart: those over layers and experts, a matrix's inputs, and the rest.
 
     An attention's query kernel of shape (L, D, N, H) gives ((L,), (D,), (N, H)), its output's (L, N, H, D) gives
     ((L,), (N, H), (D,)); a norm's scale (L, D) gives ((L,), (), (D,)).
     """
-    found = role(path)
-    batch = stacked(path) + (found.name == "expert")
-    return shape[:batch], shape[batch : batch + found.inputs], shape[batch + found.inputs :]
+    batch = stacked(path) + bool(re.search(r"/moe/(gate|up|down)(/|$)", path))
+    inputs = batch + role(path).inputs
+    return shape[:batch], shape[batch:inputs], shape[inputs:]
 
 
 def as_matrices(path: str, x: Any) -> Any:

@@ -147,7 +147,13 @@ class TrainingSpec:
         balance_weight: how much the balance of a mixture of experts counts beside the loss.
         temperature: divides the cosines of the "contrastive" objective.
         start_from: a run's folder whose newest checkpoint gives the parameters that this model shares with it by name;
-            heads that it lacks start anew. "" starts anew altogether.
+            what that run lacks starts anew, and what this model lacks is left out. "" starts anew altogether.
+        ema_decay: keeps an exponential moving average of the parameters with this decay, which validation, scores,
+            samples and whoever opens the run use in their place; None keeps none.
+        lora_rank: trains adapters of this rank (`llm.training.adapters`) beside the parameters of `start_from`, which
+            stay as they are but for those that `optimizer.rates` names; None trains the parameters themselves.
+        lora_alpha: what the adapters are multiplied by, times the rank.
+        lora_targets: roles whose matrices have adapters.
         log_every, validate_every, checkpoint_every: steps between log rows, validations and checkpoints.
         validation_rows: rows of the validation set, evenly spaced, that a validation on the way looks at.
         keep_checkpoints: newest complete checkpoints kept.
@@ -162,6 +168,10 @@ class TrainingSpec:
     balance_weight: float = 0.01
     temperature: float = 0.05
     start_from: str = ""
+    ema_decay: float | None = None
+    lora_rank: int | None = None
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("attention",)
     log_every: int = 10
     validate_every: int = 250
     validation_rows: int = 64
@@ -181,6 +191,32 @@ class TrainingSpec:
         _require(self.balance_weight >= 0, f"training.balance_weight={self.balance_weight}: must not be negative")
         _require(self.temperature > 0, f"training.temperature={self.temperature}: must be above 0")
         _require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"training.ema_decay={self.ema_decay}: must lie between 0 and 1, or be None for no average",
+        )
+        self._check_adapters()
+        _require(
             self.batch_size % self.microbatches == 0,
             f"training.microbatches={self.microbatches} does not divide training.batch_size={self.batch_size}",
         )
+
+    def _check_adapters(self) -> None:
+        _require(self.lora_alpha > 0, f"training.lora_alpha={self.lora_alpha}: must be above 0")
+        for name in self.lora_targets:
+            _require(
+                name in role_names(),
+                f"training.lora_targets: there is no role {name!r}; there are {', '.join(role_names())}",
+            )
+        if self.lora_rank is None:
+            for name in ("lora_alpha", "lora_targets"):
+                default = type(self).__dataclass_fields__[name].default
+                _require(
+                    getattr(self, name) == default,
+                    f"training.{name}={getattr(self, name)}: nothing reads it without training.lora_rank",
+                )
+        else:
+            _require(
+                self.start_from != "",
+                f"training.lora_rank={self.lora_rank}: adapters need trained parameters; name their run in "
+                "training.start_from",
+            )

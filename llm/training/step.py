@@ -25,6 +25,7 @@ def train_step(
     schedule: Callable,
     clip_norm: float | None,
     microbatches: int = 1,
+    ema_decay: float | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update.
 
@@ -36,6 +37,8 @@ def train_step(
             a carry, f(params, batch, dropout_key, carry) -> (sums, the next carry).
         schedule: the optimizer's learning rate by update, for the record.
         clip_norm: largest global norm of the gradient.
+        ema_decay: of the state's moving average, where it has one; at update n it is (1 + n) / (10 + n) while that is
+            less, so that the average soon forgets where the run began.
 
     Returns:
         The new state and float32 scalars: the means of all losses, grad_norm (before clipping), learning_rate (the
@@ -79,6 +82,12 @@ def train_step(
     updates, opt_state = optimizer.update(clip_by_norm(gradients, norm, clip_norm), state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
+    ema = state.ema
+    if ema_decay is not None:
+        made = (state.step - state.skipped).astype(jnp.float32)
+        new = 1 - jnp.minimum(ema_decay, (1 + made) / (10 + made))
+        ema = jax.tree.map(lambda old, p: old + new * (p - old), ema, params)
+
     def keep(new, old):
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
@@ -103,6 +112,7 @@ def train_step(
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),
         carry=keep(carry, state.carry),
+        ema=keep(ema, state.ema),
     )
     return new_state, metrics
 

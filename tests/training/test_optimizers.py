@@ -252,7 +252,8 @@ def test_wrong_rates_are_refused_and_right_ones_shown():
         with pytest.raises(InputError, match=message):
             OptimizerSpec(rates=rates)
     m = build(GPTSpec(vocab_size=19, context=8, layers=3, width=16, heads=2))
-    params = state.Recipe(m, optax.identity()).boxed().params
+    recipe = state.Recipe(m, optax.identity())
+    params = recipe.boxed().params
     for rates, message in {
         ("expert=2",): "no parameter of this model is 'expert'",
         ("*/mpl/*=2",): "no parameter of this model is",
@@ -260,7 +261,7 @@ def test_wrong_rates_are_refused_and_right_ones_shown():
     }.items():
         with pytest.raises(InputError, match=message):
             optimizer.check_rates(OptimizerSpec(rates=rates), params)
-    table = state.parameter_table(m, "causal", OptimizerSpec(rates=("embedding=8", "*/mlp/*=0"), layer_decay=0.5))
+    table = state.parameter_table(recipe, OptimizerSpec(rates=("embedding=8", "*/mlp/*=0"), layer_decay=0.5))
     rows = {line.split()[0]: line.split()[3:5] for line in table.splitlines()[1:-1]}
     assert rows["embed/table"] == ["0.5", "yes"] and rows["final_norm/scale"] == ["1", "no"]
     assert rows["stack/layers/attention/query/kernel"] == ["0.125..0.5", "yes"]

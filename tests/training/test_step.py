@@ -223,7 +223,7 @@ def test_a_parameter_without_a_role_is_an_error():
 
 
 def test_the_parameter_table_covers_every_parameter():
-    table = state.parameter_table(model(), "causal")
+    table = state.parameter_table(state.Recipe(model(), optax.identity()), SPEC)
     assert "stack/layers/attention/query/kernel" in table and "layers embed heads head_width" in table
     names = [line.split()[0] for line in table.splitlines()[1:-1]]
     mesh = sharding.make_mesh(MeshSpec())
