@@ -44,7 +44,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="experiments/quickstart.py:smoke")
     parser.add_argument("--workdir", metavar="FOLDER", help="the run's folder, runs/quickstart")
     parser.add_argument(
-        "--show-parameters", action="store_true", help="print every parameter's role, decay and place, train nothing"
+        "--show-parameters",
+        action="store_true",
+        help="print every parameter's role, factor on the rate, decay and place, train nothing",
     )
     flags, rest = parser.parse_known_args(argv)
     experiment = config.resolve(config.override(config.load(flags.config), cli.overrides(rest)))

@@ -245,7 +245,7 @@ def test_stacks_are_counted_each_by_itself():
 
 def test_wrong_rates_are_refused_and_right_ones_shown():
     for rates, message in {
-        ("embeding=2",): "there is no role 'embeding'; there are 'embedding' \\(nearest\\), norm",
+        ("embeding=2",): "there is no role 'embeding'; there are 'embedding' \\(nearest\\), adapter, norm",
         ("embedding",): "'embedding' is no role \\(or path with \\*\\), = and a factor",
         ("norm=-1",): "'norm=-1' is no role",
     }.items():
