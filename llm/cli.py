@@ -62,6 +62,11 @@ def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+def add_average(parser: argparse.ArgumentParser) -> None:
+    """The flag --average of the verbs that open a run."""
+    parser.add_argument("--average", type=int, default=1, metavar="N", help="take the mean of the newest N checkpoints")
+
+
 def writable_workdir(name: str) -> pathlib.Path:
     """Makes the workdir and proves that it can be written.
 

@@ -319,10 +319,12 @@ def _specs(values: dict) -> dict[str, typing.Any]:
             if name not in kinds:
                 raise InputError(f"unknown field {room}.{name}; {room} has {_choices(name, kinds)}")
         missing = kinds.keys() - values[room].keys()
-        if missing:
+        # Weights mean nothing without the settings of their model; a field of a room that is younger than a run's
+        # config.json is at its default there.
+        if missing and room == "model":
             raise InputError(f"{room}.{min(missing)} is missing")
         built[room] = spec(
-            **{name: _convert(values[room][name], kind, f"{room}.{name}") for name, kind in kinds.items()}
+            **{name: _convert(value, kinds[name], f"{room}.{name}") for name, value in values[room].items()}
         )
     return built
 

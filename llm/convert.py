@@ -21,7 +21,7 @@ from llm.tokenization.loading import tokenizer_from
 from llm.training import metrics, state
 from llm.training.checkpoint import Checkpoints, Later
 from llm.training.loop import recipe
-from llm.training.optimizer import path_name
+from llm.training.roles import path_name
 
 DESCRIPTION = """\
 --from takes a checkpoint of others in: a folder of Hugging Face's (safetensors or torch pickles, whole or in parts;
@@ -42,7 +42,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--to", dest="target", metavar="FOLDER", help="an empty folder to write the run to")
     parser.add_argument("--tokenizer", metavar="PATH", help="the checkpoint's tokenizer, where it is not beside it")
     parser.add_argument("--prompt", default="The capital of France is", metavar="TEXT", help="what is tried afterwards")
+    cli.add_average(parser)
     flags = parser.parse_args(argv)
+    if flags.source is not None and flags.average > 1:
+        parser.error(f"--average={flags.average} goes with --to: what --from takes in has one checkpoint")
     if (flags.source is None) == (flags.target is None):
         parser.error("give one of --from=PATH and --to=FOLDER")
     if not flags.prompt:
@@ -51,7 +54,7 @@ def main(argv: list[str]) -> None:
         take_in(flags.source, flags.workdir, flags.tokenizer)
         _try(open_run(flags.workdir), flags.prompt)
     else:
-        write(open_run(flags.workdir, values=False), pathlib.Path(flags.target))
+        write(open_run(flags.workdir, values=False, average=flags.average), pathlib.Path(flags.target))
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -250,14 +253,8 @@ def write(run: Run, folder: pathlib.Path) -> None:
     ends = run.experiment.generation.all_ends(tokenizer.end_of_text)
     made = weights.their_config(spec, kind, run.labels, pad, ends, missing)
     table = weights.table_of(spec, kind).without(missing)
-    checkpoints = Checkpoints(run.workdir / "checkpoints", 1, cli.say_error)
-    places = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(run.params)}
-
-    def read(path: str) -> np.ndarray:
-        return checkpoints.restore_array(run.step, f"params/{path}", places[path])
-
-    shapes = {path: x.shape for path, x in places.items()}
-    tensors = weights.tensors_of(table, shapes, read, bare=kind == "contrastive")
+    shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(run.params)}
+    tensors = weights.tensors_of(table, shapes, run.weights.read_array, bare=kind == "contrastive")
     partial = folder.with_name(folder.name + ".partial")
     cli.writable_workdir(str(partial))
     weights.write_safetensors(partial / "model.safetensors", tensors)

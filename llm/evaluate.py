@@ -12,7 +12,8 @@ from llm.run_folder import Run, open_run
 from llm.training import metrics
 
 DESCRIPTION = """\
-The scores of a run's newest checkpoint over its whole validation set, each example once.
+The scores of a run's newest checkpoint, or of the mean of its newest ones (--average), over its whole validation set,
+each example once.
 
 Language models: loss, perplexity, bits per byte. Classifiers: accuracy, precision, recall, F1, confusion.png.
 Translation: BLEU and chrF. Questions: exact match and F1. Pairs of texts: recall.
@@ -40,18 +41,25 @@ def main(argv: list[str]) -> None:
         metavar="FOLDER",
         help="a folder that llm.prepare made with this run's tokenizer, to be scored in place of the run's own data",
     )
+    cli.add_average(parser)
     flags = parser.parse_args(argv)
     if flags.batch_size is not None and flags.batch_size < 1:
         parser.error(f"--batch-size={flags.batch_size} must be at least 1")
     runs = [
-        open_run(name, data=flags.data) for name in (flags.workdir, *filter(None, ",".join(flags.ensemble).split(",")))
+        open_run(name, data=flags.data, average=flags.average)
+        for name in (flags.workdir, *filter(None, ",".join(flags.ensemble).split(",")))
     ]
     _check(runs)
     run, kind = runs[0], runs[0].experiment.objective.kind
     scores = _ensemble(runs, flags.batch_size) if len(runs) > 1 else _scores(run, flags.batch_size)
     members = [("runs averaged", f"{len(runs)}")] if len(runs) > 1 else []
     print(cli.table([("step", f"{run.step:,}"), *members, *report.rows(kind, scores.numbers)]))
-    found = {"step": run.step, "runs": [str(r.workdir) for r in runs], "validation": scores.numbers}
+    found = {
+        "step": run.step,
+        "averaged": flags.average,
+        "runs": [str(r.workdir) for r in runs],
+        "validation": scores.numbers,
+    }
     metrics.write_json(run.workdir / ("ensemble.json" if members else "evaluation.json"), found)
     if not members:
         report.write_records(scores, run.workdir)

@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--draft", metavar="FOLDER", help="a smaller run guesses tokens ahead: faster, the same distribution")
     add("--lookup", action="store_true", help="the same by looking back in the text")
     add("--weights", choices=("int8", "int4"), help="keeps matrices rounded to 8 or 4 bits a weight: smaller, faster")
+    cli.add_average(parser)
     add("--no-cache", action="store_true", help="compute every step from all tokens, for comparison")
     return parser
 
@@ -110,7 +111,9 @@ def main(argv: list[str]) -> None:
     if flags.prompts is not None:
         asked = read_lines(flags.prompts, "--prompts", ("prompt",), ANSWER_FIELDS)
     cli.keep_compiled(cache.folder() / "compiled")
-    writer = Writer(_for_reading(open_run(flags.workdir), flags.weights), flags, sampling, examples, grammar)
+    writer = Writer(
+        _for_reading(open_run(flags.workdir, average=flags.average), flags.weights), flags, sampling, examples, grammar
+    )
     with jax.set_mesh(writer.run.mesh):
         if flags.chat:
             _chat(writer)

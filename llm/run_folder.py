@@ -14,8 +14,10 @@ from llm.data.preparation import DATA, TOKENIZER
 from llm.errors import InputError
 from llm.models import Model
 from llm.tokenization import Tokenizer
-from llm.training.loop import recipe, restore_params
-from llm.training.optimizer import path_name
+from llm.training.adapters import LORA
+from llm.training.loop import recipe
+from llm.training.restore import Weights, open_weights
+from llm.training.roles import path_name
 
 IMPORTED = "imported.json"
 
@@ -25,6 +27,8 @@ class Run:
     """A trained or imported run: its config, tokenizer, model, and the parameters of its newest checkpoint, at `step`.
 
     Attributes:
+        params: the model's: the average where the run kept one, adapters merged; or their shapes and places alone.
+        weights: where they are read from.
         data: what it is trained on; None where weights of others were imported, or it is somewhere else.
         labels: the names of the classes; () where there are none.
     """
@@ -37,7 +41,12 @@ class Run:
     model: Model
     mesh: jax.sharding.Mesh
     params: Any
-    step: int
+    weights: Weights
+
+    @property
+    def step(self) -> int:
+        """That of its newest checkpoint."""
+        return self.weights.steps[0]
 
     @property
     def prepared(self) -> Prepared:
@@ -51,17 +60,18 @@ class Run:
         return self.data
 
 
-def open_run(name: str, values: bool = True, data: str = "") -> Run:
+def open_run(name: str, values: bool = True, data: str = "", average: int = 1) -> Run:
     """Opens a run's folder.
 
     Args:
         name: the folder.
         values: without them its parameters are shapes and places alone, and nothing is read of them.
         data: a folder that other data were prepared in, to be taken in place of its own.
+        average: newest checkpoints whose mean the parameters are.
 
     Raises:
-        InputError: no such folder, no run in it, data that changed or are of another tokenizer or other classes, or no
-            complete checkpoint.
+        InputError: no such folder, no run in it, data that changed or are of another tokenizer or other classes, or not
+            as many complete checkpoints.
     """
     workdir = cli.existing_workdir(name)
     experiment = config.read(workdir / "config.json")
@@ -83,10 +93,11 @@ def open_run(name: str, values: bool = True, data: str = "") -> Run:
     mesh = sharding.make_mesh(experiment.mesh)
     model = models.build(experiment.model, tokenizer.vocab_size, len(labels))
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed)
-    params, step, fingerprints = restore_params(made_of, experiment.training, mesh, workdir, cli.say_error, values)
-    if fingerprints["tokenizer"] != tokenizer.fingerprint:
+    weights = open_weights(made_of, mesh, workdir, cli.say_error, average)
+    if weights.fingerprints["tokenizer"] != tokenizer.fingerprint:
         raise InputError(f"{workdir / TOKENIZER} is not the tokenizer that the model was made with; put that one back")
-    return Run(workdir, experiment, tokenizer, labels, prepared, model, mesh, params, step)
+    params = weights.read() if values else weights.shapes
+    return Run(workdir, experiment, tokenizer, labels, prepared, model, mesh, params, weights)
 
 
 def refuse_imported(workdir: pathlib.Path) -> None:
@@ -107,7 +118,10 @@ def origin(workdir: pathlib.Path) -> dict[str, Any] | None:
 def matching(params: Any, run: Run) -> dict[str, Any]:
     """What another run has for parameters, by name; both may be shapes alone.
 
-    A classification head for other classes is not among it.
+    The rules of a warm start: a parameter is taken from the other run where that has one of its name and shape. What
+    that run lacks starts anew, and so does a classification head for other classes; what this model lacks is left out.
+    Any other difference of shape is refused, and a run without a common name too. Moments, schedule, step and place in
+    the data always start anew.
 
     Raises:
         InputError: nothing has the same name, or a shape differs.
@@ -138,9 +152,14 @@ def shared(params: Any, run: Run, say: Callable[[str], None] = print) -> Any:
     """
     found = matching(params, run)
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    fresh = [name for name in names if name not in found]
-    new = f"; new are {', '.join(fresh)}" if fresh else ""
-    say(f"starting from {run.workdir}, step {run.step}: {len(found)} of {len(names)} parameter arrays{new}")
+    fresh = [name for name in names if name not in found and not name.startswith(f"{LORA}/")]
+    fresh += ["the adapters"] if len(fresh) + len(found) < len(names) else []
+    theirs = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.params)]
+    left = [name for name in theirs if name not in found]
+    said = [f"{len(found)} of {len(names)} parameter arrays"]
+    said += [f"new are {', '.join(fresh)}"] if fresh else []
+    said += [f"not taken are its {', '.join(left)}"] if left else []
+    say(f"starting from {run.workdir}, step {run.step}: {'; '.join(said)}")
 
     def choose(path, mine):
         name = path_name(path)

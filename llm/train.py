@@ -21,7 +21,10 @@ from llm.generation.prompts import opening, put
 from llm.run_folder import Run, matching, open_run, refuse_imported, shared
 from llm.training import metrics, state
 from llm.training.checkpoint import Checkpoints
-from llm.training.loop import Trained, check_batch, recipe, train
+from llm.training.loop import Trained, check_batch, recipe, train, trained_by
+from llm.training.optimizer import check_rates, factor_of
+from llm.training.roles import path_name
+from llm.training.spec import OptimizerSpec
 
 Prompt = tuple[list[int], list[int] | None]  # what opens the row, and what an encoder reads
 
@@ -41,7 +44,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="experiments/quickstart.py:smoke")
     parser.add_argument("--workdir", metavar="FOLDER", help="the run's folder, runs/quickstart")
     parser.add_argument(
-        "--show-parameters", action="store_true", help="print every parameter's role, decay and place, train nothing"
+        "--show-parameters",
+        action="store_true",
+        help="print every parameter's role, factor on the rate, decay and place, train nothing",
     )
     flags, rest = parser.parse_known_args(argv)
     experiment = config.resolve(config.override(config.load(flags.config), cli.overrides(rest)))
@@ -50,7 +55,10 @@ def main(argv: list[str]) -> None:
         model = models.build(experiment.model, experiment.tokenizer.entries)
         if getattr(model.spec, "classes", 2) is None:
             model = models.build(experiment.model, experiment.tokenizer.entries, classes=2)
-        print(state.parameter_table(model, experiment.objective.kind))
+        made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, 0)
+        optimizer = trained_by(experiment.training, experiment.optimizer)
+        check_rates(optimizer, made_of.boxed().params)
+        print(state.parameter_table(made_of, optimizer))
         return
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
@@ -81,8 +89,11 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     logging.getLogger("llm").setLevel(logging.INFO)  # which attention "auto" is, and why
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, 0)
     state.check_mesh(made_of, mesh)
+    optimizer = trained_by(experiment.training, experiment.optimizer)
+    params = state.abstract(made_of, mesh).params
+    check_rates(optimizer, params)
     if start is not None:
-        matching(state.abstract(made_of, mesh).params, start)
+        _check_fresh(params, matching(params, start), optimizer, start)
     # All that can be refused has been: only now the folder becomes this experiment's.
     if not (workdir / "config.json").is_file():
         config.save(experiment, workdir / "config.json")
@@ -128,6 +139,17 @@ def _start(experiment: config.Experiment, workdir: pathlib.Path) -> Run | None:
     if not pathlib.Path(name).is_dir():
         raise InputError(f"training.start_from={name}: there is no such folder; train that run first")
     return open_run(name, values=False)
+
+
+def _check_fresh(params, found: dict, optimizer: OptimizerSpec, start: Run) -> None:
+    """Raises InputError when a parameter that starts anew is frozen: it would stay random."""
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    stuck = [name for name in names if name not in found and factor_of(name, optimizer) == 0]
+    if stuck:
+        raise InputError(
+            f"training.start_from={start.workdir} lacks {', '.join(stuck)}, which would be frozen as it was drawn: "
+            f"train it by optimizer.rates='{stuck[0].split('/')[0]}/*=1'"
+        )
 
 
 def _refuse_other_config(experiment: config.Experiment, workdir: pathlib.Path) -> None:
@@ -180,7 +202,7 @@ def _finish(
     workdir: pathlib.Path,
 ) -> dict:
     """The summary: scores over the whole validation set, samples, and what the run cost."""
-    params = trained.state.params
+    params = trained.params
     with tqdm(total=scorer.rows, desc="validating", unit="row", mininterval=0.5) as bar:
         scores = scorer.scores(params, bar.update)
     report.write_records(scores, workdir)

@@ -1,6 +1,7 @@
 """Configs: overrides by type, hints, variants, and the round trip through config.json."""
 
 import dataclasses
+import json
 import pathlib
 
 import pytest
@@ -148,6 +149,14 @@ def test_read_refuses_unknown_missing_and_mistyped_fields(tmp_path):
         path.write_text(text.replace(wrong, right, 1))
         with pytest.raises(InputError, match=message):
             config.read(path)
+
+
+def test_a_field_younger_than_a_run_is_at_its_default(tmp_path):
+    config.save(resolved(), tmp_path / "config.json")
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["optimizer"]["layer_decay"], values["training"]["max_skipped"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert config.read(tmp_path / "config.json") == resolved()
 
 
 def test_specs_are_frozen():

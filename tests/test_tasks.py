@@ -84,6 +84,7 @@ def test_fine_tuning_starts_from_the_encoder_and_learns_the_classes(pretrained, 
     folder, summary, printed = fine_tuned
     assert f"starting from {pretrained[0]}, step 12" in printed
     assert "new are class_head/output/bias, class_head/output/kernel" in printed
+    assert "not taken are its mask_head/" in printed
     scores = summary["validation"]
     assert scores["accuracy"] > 0.9 and scores["examples"] == len(records(folder))
     assert (folder / "confusion.png").stat().st_size > 1000 and (folder / "curves.png").stat().st_size > 1000

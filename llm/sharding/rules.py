@@ -22,6 +22,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "classes": None,
     "buckets": None,
     "gates": "tensor",
+    "rank": None,
 }
 
 

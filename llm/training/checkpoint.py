@@ -127,15 +127,23 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest complete step, or None. Says which newer folders it skips, and why."""
+        return next(iter(self.newest(1)), None)
+
+    def newest(self, count: int) -> tuple[int, ...]:
+        """The newest complete steps, the newest first, at most `count`. Says which folders it skips, and why."""
+        found: list[int] = []
         for place in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
             self._say(f"checkpoint {place.name} is skipped: it was cut off while it was written")
         for step, place in reversed(self._steps()):
+            if len(found) == count:
+                break
             fault = _fault(place)
             if fault is None:
-                return step
+                found.append(step)
+                continue
             self._faulty.add(step)
             self._say(f"checkpoint {place.name} is skipped: {fault}")
-        return None
+        return tuple(found)
 
     def facts(self, step: int) -> dict:
         """The facts that were saved with a step."""

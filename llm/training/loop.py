@@ -6,8 +6,10 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -19,17 +21,22 @@ from llm.stop import stop_signal
 from llm.training import losses
 from llm.training import optimizer as optimizers
 from llm.training import state as states
+from llm.training.adapters import Adapters
 from llm.training.checkpoint import Checkpoints
 from llm.training.metrics import MetricsLog
+from llm.training.roles import path_name
 from llm.training.spec import OptimizerSpec, TrainingSpec
 from llm.training.step import compile_train_step, put_batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """What the loop hands on: the final state, and the time and tokens of all its parts before and after resumes."""
+    """What the loop hands on: the final state, the model's parameters out of it (`Recipe.model_params`), and the time
+    and tokens of all its parts before and after resumes.
+    """
 
     state: states.TrainState
+    params: Any
     seconds: float
     tokens: int
 
@@ -43,7 +50,16 @@ def recipe(
     model: models.Model, spec: TrainingSpec, optimizer_spec: OptimizerSpec, objective: ObjectiveSpec, seed: int
 ) -> states.Recipe:
     """What the state of a run is made of."""
-    return states.Recipe(model, optimizers.build(optimizer_spec, spec.steps), objective.kind, seed, spec.batch_size)
+    adapters = None
+    if spec.lora_rank is not None:
+        adapters = Adapters(spec.lora_rank, spec.lora_alpha, spec.lora_targets)
+    optimizer = optimizers.build(trained_by(spec, optimizer_spec), spec.steps)
+    return states.Recipe(model, optimizer, objective.kind, seed, spec.batch_size, adapters, spec.ema_decay)
+
+
+def trained_by(spec: TrainingSpec, optimizer_spec: OptimizerSpec) -> OptimizerSpec:
+    """The optimizer's settings of a run: with adapters, everything else is frozen."""
+    return optimizer_spec if spec.lora_rank is None else optimizers.of_adapters(optimizer_spec)
 
 
 def train(
@@ -62,8 +78,8 @@ def train(
     """Trains to `spec.steps` steps, from the newest complete checkpoint of `workdir` if it has one.
 
     Args:
-        validate: f(params) -> numbers by name, called every `validate_every` steps.
-        initial: f(fresh parameters) -> those that a new run starts from.
+        validate: f(the model's params) -> numbers by name, called every `validate_every` steps.
+        initial: f(fresh parameters, with adapters) -> those that a new run starts from.
 
     Raises:
         InputError: the checkpoint was made with other data, or the disk has no room.
@@ -79,7 +95,10 @@ def train(
     if start is None:
         _require_room(workdir, target, spec.keep_checkpoints)
         state, seconds_before, tokens = states.create(made_of, mesh), 0.0, 0
-        state = dataclasses.replace(state, params=initial(state.params))
+        params = initial(state.params)
+        state = dataclasses.replace(
+            state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params)
+        )
         start = 0
     else:
         facts = checkpoints.facts(start)
@@ -89,18 +108,31 @@ def train(
                     f"checkpoint {start} was trained on other {name} (fingerprint {facts['fingerprints'][name]}) than "
                     f"{workdir} holds now ({value}); restore the {name} or start a new workdir"
                 )
-        state = checkpoints.restore(start, target)
+        state = states.TrainState(**checkpoints.restore(start, states.saved(target)))
         seconds_before, tokens = facts["seconds"], facts["tokens"]
         say(f"resuming at step {start} of {spec.steps}")
+
+    rates = trained_by(spec, optimizer_spec)
+    if optimizers.freezes(rates):
+        sizes = [(path_name(path), x.size) for path, x in jax.tree_util.tree_leaves_with_path(target.params)]
+        trained = sum(size for name, size in sizes if optimizers.factor_of(name, rates))
+        say(f"trained are {trained:,} of {sum(size for _, size in sizes):,} parameters; the others are frozen")
+
+    whole_loss = losses.build(model, objective, spec)
+
+    def loss(params, *arguments):
+        params = optimizers.stop_frozen(rates, params)
+        return whole_loss(params if made_of.adapters is None else made_of.adapters.merge(params), *arguments)
 
     step_function = compile_train_step(
         mesh,
         states.state_shardings(made_of, mesh),
-        loss=losses.build(model, objective, spec),
+        loss=loss,
         optimizer=made_of.optimizer,
         schedule=optimizers.schedule(optimizer_spec, spec.steps),
         clip_norm=optimizer_spec.clip_norm,
         microbatches=spec.microbatches,
+        ema_decay=spec.ema_decay,
     )
 
     def make(step: int) -> dict:
@@ -114,7 +146,7 @@ def train(
         return seconds_before + time.perf_counter() - began
 
     def save(step: int) -> None:
-        checkpoints.save(step, state, fingerprints=fingerprints, seconds=seconds(), tokens=tokens)
+        checkpoints.save(step, states.saved(state), fingerprints=fingerprints, seconds=seconds(), tokens=tokens)
 
     bar = tqdm(total=spec.steps, initial=start, desc="training", unit="step", mininterval=0.5, dynamic_ncols=True)
     mark, marked_tokens = began, tokens
@@ -158,7 +190,9 @@ def train(
                 row = {"step": done, "tokens_per_second": rate}
                 row |= {name: value for name, value in recorded.items() if name not in _COUNTS}
                 if validating:
-                    row |= {f"validation.{name}": value for name, value in validate(state.params).items()}
+                    row |= {
+                        f"validation.{name}": value for name, value in validate(made_of.model_params(state)).items()
+                    }
                     mark = time.perf_counter()
                 log.write(row)
                 bar.set_postfix_str(f"loss {recorded['loss']:.3f}, {rate:,.0f} tokens/s")
@@ -173,7 +207,7 @@ def train(
             log.close()
             raise Stopped(f"saved the last step, {spec.steps}; the same command finishes the run")
     log.close()
-    return Trained(state, seconds(), tokens)
+    return Trained(state, made_of.model_params(state), seconds(), tokens)
 
 
 _COUNTS = ("weight", "tokens", "skipped_in_a_row")  # of a step's metrics, what is no record
@@ -189,28 +223,6 @@ def check_batch(spec: TrainingSpec, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def restore_params(
-    made_of: states.Recipe,
-    spec: TrainingSpec,
-    mesh: jax.sharding.Mesh,
-    workdir: pathlib.Path,
-    say: Callable[[str], None] = print,
-    values: bool = True,
-):
-    """(parameters, step, fingerprints) of a run's newest complete checkpoint; without `values` shapes and places alone.
-
-    Raises:
-        InputError: there is none.
-    """
-    checkpoints = Checkpoints(workdir / "checkpoints", spec.keep_checkpoints, say)
-    step = checkpoints.latest()
-    if step is None:
-        raise InputError(f"{workdir} holds no complete checkpoint: train it first")
-    target = states.abstract(made_of, mesh).params
-    params = checkpoints.restore_part(step, {"params": target})["params"] if values else target
-    return params, step, checkpoints.facts(step)["fingerprints"]
-
-
 def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dict) -> pathlib.Path:
     path = workdir / f"diagnostic-{step}.npz"
     np.savez(path, step=step, **{f"metrics.{k}": v for k, v in metrics.items()}, **jax.device_get(batch))
@@ -218,7 +230,7 @@ def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dic
 
 
 def _require_room(workdir: pathlib.Path, target: states.TrainState, keep: int) -> None:
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((target.params, target.opt_state)))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((target.params, target.opt_state, target.ema)))
     needed = size * (keep + 1)  # a new checkpoint stands before the oldest goes
     free = shutil.disk_usage(workdir).free
     if free < needed:

@@ -8,14 +8,18 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
 from llm.errors import InputError
 from llm.models import Model
 from llm.sharding import partition_spec
+from llm.training.adapters import LORA, Adapters
 from llm.training.losses import OBJECTIVES
-from llm.training.optimizer import path_name, role
+from llm.training.optimizer import rate_factors
+from llm.training.roles import path_name, role
+from llm.training.spec import OptimizerSpec
 
 
 @flax.struct.dataclass
@@ -28,6 +32,7 @@ class TrainState:
         skipped_in_a_row: how many of the last steps were skipped without a break.
         rng: the key that every step's dropout is derived from, by folding in the step.
         carry: of a model that carries a state, the one after the last batch; None of others.
+        ema: the exponential moving average of `params`, where one is kept; else None.
     """
 
     step: jax.Array
@@ -37,6 +42,13 @@ class TrainState:
     opt_state: Any
     rng: jax.Array
     carry: Any = None
+    ema: Any = None
+
+
+def saved(state: TrainState) -> dict[str, Any]:
+    """A state by the names of its fields, as a checkpoint holds it; without an average where none is kept."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if name != "ema" or value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +60,8 @@ class Recipe:
         objective: a key of `llm.training.losses.OBJECTIVES`: which parts of the model have parameters.
         seed: of the parameters and of dropout.
         batch_size: rows of a batch, which a carried state needs.
+        adapters: beside the parameters, under "lora"; None has none.
+        ema_decay: of a moving average of the parameters; None keeps none.
     """
 
     model: Model
@@ -55,6 +69,8 @@ class Recipe:
     objective: str = "causal"
     seed: int = 0
     batch_size: int = 1
+    adapters: Adapters | None = None
+    ema_decay: float | None = None
 
     def create(self, unbox) -> TrainState:
         """A fresh state; its parameters pass through `unbox`."""
@@ -63,10 +79,19 @@ class Recipe:
         batch = {name: ones for name in ("segments", "source_segments")}
         batch |= {name: ones * 0 for name in ("tokens", "positions", "types", "source_tokens", "source_positions")}
         touch = OBJECTIVES[self.objective].touch
-        params = unbox(self.model.init(init_key, method=lambda module: touch(module, batch))["params"])
+        params = self.model.init(init_key, method=lambda module: touch(module, batch))["params"]
+        if self.adapters is not None:
+            params = params | {LORA: self.adapters.create(params, jax.random.fold_in(init_key, 1))}
+        params = unbox(params)
         zero = jnp.zeros((), jnp.int32)
         carry = self.model.init_cache(self.batch_size, 0) if self.model.carries else None
-        return TrainState(zero, zero, zero, params, self.optimizer.init(params), rng, carry)
+        ema = None if self.ema_decay is None else jax.tree.map(jnp.copy, params)
+        return TrainState(zero, zero, zero, params, self.optimizer.init(params), rng, carry, ema)
+
+    def model_params(self, state: TrainState):
+        """The parameters that the model is judged and used with: the average where one is kept, adapters merged."""
+        params = state.params if state.ema is None else state.ema
+        return params if self.adapters is None else jax.jit(self.adapters.merge)(params)
 
     def boxed(self) -> TrainState:
         """The state's shapes, each parameter (and each moment of one) in the box that names its logical axes."""
@@ -79,9 +104,14 @@ def _is_box(x) -> bool:
 
 def state_shardings(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
     """The place of every array of the state on the mesh: that of its logical axes, all devices for the rest."""
-    return jax.tree.map(
-        lambda x: NamedSharding(mesh, partition_spec(x.names if _is_box(x) else ())), recipe.boxed(), is_leaf=_is_box
-    )
+
+    def place(x):
+        if not _is_box(x):
+            return NamedSharding(mesh, partition_spec(()))
+        # A frozen parameter's moments are an empty node in its box.
+        return jax.tree.map(lambda _: NamedSharding(mesh, partition_spec(x.names)), x.value)
+
+    return jax.tree.map(place, recipe.boxed(), is_leaf=_is_box)
 
 
 def check_mesh(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
@@ -114,16 +144,25 @@ def count_parameters(params) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def parameter_table(model: Model, objective: str) -> str:
-    """A readable table of all parameters: shape, role, whether it decays, logical axes and their mesh axes."""
-    boxed = Recipe(model, optax.identity(), objective).boxed().params
-    rows = [("parameter", "shape", "role", "decay", "logical axes", "mesh axes")]
-    for path, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box):
+def _rate(factor: np.ndarray) -> str:
+    low, high = float(factor.min()), float(factor.max())
+    return "frozen" if high == 0 else f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
+
+
+def parameter_table(recipe: Recipe, spec: OptimizerSpec) -> str:
+    """A readable table of all parameters: shape, role, factor on the learning rate (from the lowest layer's to the
+    highest's), whether it decays, logical axes and their mesh axes.
+    """
+    boxed = recipe.boxed().params
+    factors = jax.tree.leaves(rate_factors(spec, nn.unbox(boxed)))
+    rows = [("parameter", "shape", "role", "rate", "decay", "logical axes", "mesh axes")]
+    for (path, box), factor in zip(jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box), factors):
         x, logical = box.value, box.names
         name, places = path_name(path), tuple(str(place or "-") for place in partition_spec(logical))
         found = role(name)
         rows.append(
-            (name, "x".join(map(str, x.shape)), found.name, "yes" if found.decays else "no",
+            (name, "x".join(map(str, x.shape)), found.name, _rate(factor),
+             "yes" if found.decays and factor.any() else "no",
              " ".join(logical), " ".join(places))
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from llm.sharding import partition_spec
 from llm.training.losses import Sums
 from llm.training.optimizer import clip_by_norm
+from llm.training.roles import norms_by_role
 from llm.training.state import TrainState
 
 
@@ -24,6 +25,7 @@ def train_step(
     schedule: Callable,
     clip_norm: float | None,
     microbatches: int = 1,
+    ema_decay: float | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update.
 
@@ -35,11 +37,14 @@ def train_step(
             a carry, f(params, batch, dropout_key, carry) -> (sums, the next carry).
         schedule: the optimizer's learning rate by update, for the record.
         clip_norm: largest global norm of the gradient.
+        ema_decay: of the state's moving average, where it has one; at update n it is (1 + n) / (10 + n) while that is
+            less, so that the average soon forgets where the run began.
 
     Returns:
         The new state and float32 scalars: the means of all losses, grad_norm (before clipping), learning_rate (the
         one used), weight (of the loss), tokens (read: those that are not padding, sources included), skipped (1 if
-        this step was), skipped_in_a_row.
+        this step was), skipped_in_a_row; and of each role's parameters grad_norm/<role> (before clipping) and
+        update_norm/<role> (of what was added to them, 0 where the step was skipped).
     """
     dropout_key = jax.random.fold_in(state.rng, state.step)
 
@@ -77,12 +82,20 @@ def train_step(
     updates, opt_state = optimizer.update(clip_by_norm(gradients, norm, clip_norm), state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
+    ema = state.ema
+    if ema_decay is not None:
+        made = (state.step - state.skipped).astype(jnp.float32)
+        new = 1 - jnp.minimum(ema_decay, (1 + made) / (10 + made))
+        ema = jax.tree.map(lambda old, p: old + new * (p - old), ema, params)
+
     def keep(new, old):
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
     skipped = jnp.where(finite, 0, 1)
     in_a_row = (state.skipped_in_a_row + 1) * skipped
     metrics = {name: total / jnp.maximum(w, 1.0) for name, (total, w) in sums.items()}
+    metrics |= {f"grad_norm/{name}": value for name, value in norms_by_role(gradients).items()}
+    metrics |= {f"update_norm/{name}": jnp.where(finite, value, 0.0) for name, value in norms_by_role(updates).items()}
     metrics |= {
         "grad_norm": norm,
         "learning_rate": schedule(state.step - state.skipped),
@@ -99,6 +112,7 @@ def train_step(
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),
         carry=keep(carry, state.carry),
+        ema=keep(ema, state.ema),
     )
     return new_state, metrics
 

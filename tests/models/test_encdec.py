@@ -10,7 +10,7 @@ import numpy as np
 from llm import models
 from llm.models import EncDecSpec
 from llm.nn.position import sinusoids
-from llm.training.optimizer import path_name, role
+from llm.training.roles import path_name, role
 
 TOKENS = jnp.asarray([[1, 2, 3, 4]])
 BATCH = {"tokens": TOKENS, "source_tokens": jnp.asarray([[5, 6, 7]])}

@@ -13,7 +13,7 @@ from llm.errors import InputError
 from llm.models import build
 from llm.models.gpt import GPTSpec
 from llm.sharding import MeshSpec
-from llm.training import losses, optimizer, state
+from llm.training import losses, optimizer, roles, state
 from llm.training.spec import OptimizerSpec
 from llm.training.step import compile_train_step, put_batch, train_step
 
@@ -210,25 +210,25 @@ def test_matrices_decay_and_vectors_do_not():
     zeros = jax.tree.map(jnp.zeros_like, s.params)
     updates, _ = opt.update(zeros, s.opt_state, s.params)
     for (path, update), p in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(s.params)):
-        name = optimizer.path_name(path)
+        name = roles.path_name(path)
         decays = name.endswith(("kernel", "table"))
         np.testing.assert_allclose(update, -0.1 * 0.5 * p if decays else 0 * p, atol=1e-7, err_msg=name)
 
 
 def test_a_parameter_without_a_role_is_an_error():
     with pytest.raises(ValueError, match="parameter stack/new/thing has no role"):
-        optimizer.role("stack/new/thing")
+        roles.role("stack/new/thing")
     with pytest.raises(ValueError, match="logical axis 'nowhere' has no rule"):
         sharding.partition_spec(("nowhere",))
 
 
 def test_the_parameter_table_covers_every_parameter():
-    table = state.parameter_table(model(), "causal")
+    table = state.parameter_table(state.Recipe(model(), optax.identity()), SPEC)
     assert "stack/layers/attention/query/kernel" in table and "layers embed heads head_width" in table
     names = [line.split()[0] for line in table.splitlines()[1:-1]]
     mesh = sharding.make_mesh(MeshSpec())
     params = state.create(state.Recipe(model(), optimizer.build(SPEC, 10)), mesh).params
-    assert names == [optimizer.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert names == [roles.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert table.splitlines()[-1] == f"{state.count_parameters(params):,} parameters"
 
 
