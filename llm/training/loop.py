@@ -46,6 +46,25 @@ def recipe(
     return states.Recipe(model, optimizers.build(optimizer_spec, spec.steps), objective.kind, seed, spec.batch_size)
 
 
+def build_step(
+    made_of: states.Recipe,
+    spec: TrainingSpec,
+    optimizer_spec: OptimizerSpec,
+    objective: ObjectiveSpec,
+    mesh: jax.sharding.Mesh,
+) -> Callable:
+    """THE train step of a run, jitted over the mesh: what the loop runs, and what `llm.planning` compiles."""
+    return compile_train_step(
+        mesh,
+        states.state_shardings(made_of, mesh),
+        loss=losses.build(made_of.model, objective, spec),
+        optimizer=made_of.optimizer,
+        schedule=optimizers.schedule(optimizer_spec, spec.steps),
+        clip_norm=optimizer_spec.clip_norm,
+        microbatches=spec.microbatches,
+    )
+
+
 def train(
     model: models.Model,
     spec: TrainingSpec,
@@ -93,15 +112,7 @@ def train(
         seconds_before, tokens = facts["seconds"], facts["tokens"]
         say(f"resuming at step {start} of {spec.steps}")
 
-    step_function = compile_train_step(
-        mesh,
-        states.state_shardings(made_of, mesh),
-        loss=losses.build(model, objective, spec),
-        optimizer=made_of.optimizer,
-        schedule=optimizers.schedule(optimizer_spec, spec.steps),
-        clip_norm=optimizer_spec.clip_norm,
-        microbatches=spec.microbatches,
-    )
+    step_function = build_step(made_of, spec, optimizer_spec, objective, mesh)
 
     def make(step: int) -> dict:
         host = batch_at(prepared.train, seed, step, spec.batch_size, jax.process_index(), jax.process_count())
