@@ -89,7 +89,9 @@ def replica_groups(attributes: str, devices: int) -> list[list[int]]:
     if start < 0 or text.startswith("{}"):
         return [list(range(devices))]
     if text.startswith("{{"):
-        return [[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text[: text.index("}}") + 1])]
+        return [
+            [int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text[: text.index("}}") + 1])
+        ]
     if iota := re.match(r"\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", text):
         return _iota(iota[3]).reshape(int(iota[1]), int(iota[2])).tolist()
     if named := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((\[[\d,]+\](?:T\([\d,]+\))?)\))? \{([^}]*)\}", text):

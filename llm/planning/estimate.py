@@ -140,7 +140,10 @@ def _estimate(
     weights, passes = s.parameters * s.item / tensor, 3 if s.remat else 2
     operands = {
         # Weights are gathered in every pass over a layer; their gradients are scattered once.
-        "fsdp": [("all-gather", passes * microbatches * weights / sizes["fsdp"]), ("reduce-scatter", weights * microbatches)],
+        "fsdp": [
+            ("all-gather", passes * microbatches * weights / sizes["fsdp"]),
+            ("reduce-scatter", weights * microbatches),
+        ],
         "data": [("all-reduce", weights / sizes["fsdp"])],
         # The two parts of a layer, forward and backward; of a repeated forward pass the last sum is not needed.
         "tensor": [("all-reduce", (5 if s.remat else 4) * s.layers * held * s.width * s.item)],

@@ -120,7 +120,11 @@ def sections(experiment: Experiment, found: dict[str, Any], device: Device | Non
         (f"{row['kind']}, {'+'.join(row['axes'])}", f"{row['times']:>6,} times  {_gib(row['bytes']):>12}")
         for row in found["sent_per_device"]
     ]
-    parts = [("Program", program), ("Memory of a device", held), ("Sent by a device in a step", sent or [("nothing", "")])]
+    parts = [
+        ("Program", program),
+        ("Memory of a device", held),
+        ("Sent by a device in a step", sent or [("nothing", "")]),
+    ]
     if device is not None:
         parts += _times(found, device)
     if found["loops_of_unknown_length"]:

@@ -7,6 +7,7 @@ import time
 from typing import NamedTuple
 
 import jax
+from jax.experimental import mesh_utils
 
 from llm import models
 from llm.attention.target import compiling_for
@@ -95,7 +96,11 @@ def make_mesh(spec: MeshSpec, topology: Topology) -> jax.sharding.Mesh:
         InputError: the config's sizes do not multiply to their number.
     """
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(spec.shape(len(topology.devices)), AXES, axis_types=auto, devices=topology.devices)
+    # A mesh axis may be part of an axis of a torus.
+    devices = mesh_utils.create_device_mesh(
+        spec.shape(len(topology.devices)), topology.devices, allow_split_physical_axes=True
+    )
+    return jax.sharding.Mesh(devices, AXES, axis_types=auto)
 
 
 def abstract(experiment: Experiment, topology: Topology) -> Abstract:
@@ -111,7 +116,9 @@ def abstract(experiment: Experiment, topology: Topology) -> Abstract:
         raise InputError("model.classes=None: without data nobody knows; say --config.model.classes=2")
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed)
     state.check_mesh(made_of, mesh)
-    return Abstract(mesh, made_of, state.abstract(made_of, mesh), abstract_batch(experiment, model.spec.vocab_size, mesh))
+    return Abstract(
+        mesh, made_of, state.abstract(made_of, mesh), abstract_batch(experiment, model.spec.vocab_size, mesh)
+    )
 
 
 def compile_program(experiment: Experiment, topology: Topology) -> Program:
@@ -150,7 +157,7 @@ def compile_program(experiment: Experiment, topology: Topology) -> Program:
             stats.alias_size_in_bytes,
             stats.temp_size_in_bytes,
             stats.generated_code_size_in_bytes,
-            getattr(stats, "peak_memory_in_bytes", None) or None,
+            stats.peak_memory_in_bytes if topology.platform == "tpu" else None,  # elsewhere it leaves temporaries out
         ),
         module=module,
         attention=_attention(experiment, topology, module),

@@ -105,7 +105,9 @@ def test_another_form_of_groups_is_refused():
 
 
 ADD = LOOPS[LOOPS.index("%add") : LOOPS.index("%inner_condition")]
-FUSED = f"HloModule jit_step\n\n{ADD}" + """
+FUSED = (
+    f"HloModule jit_step\n\n{ADD}"
+    + """
 %start (p: bf16[1,8]) -> (bf16[1,8], bf16[4,8]) {
   %p = bf16[1,8]{1,0} parameter(0)
   %g.1 = bf16[4,8]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], frontend_attributes={chain_id="0"}
@@ -149,6 +151,7 @@ ENTRY %main (p: bf16[1,8], w: f32[64,8], z: f32[4,8], i: s32[]) -> f32[64,8] {
   ROOT %f.4 = f32[64,8]{1,0} fusion(%w, %f.3, %i), kind=kLoop, calls=%write
 }
 """
+)
 
 
 def test_a_collective_beside_other_work_is_counted_once():
