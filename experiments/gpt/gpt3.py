@@ -1,12 +1,13 @@
-"""The eight sizes of GPT-3 (Brown et al. 2020, table 2.1): `:small`, `:medium`, ... `:13b`, `:175b`, 300 billion tokens.
+"""The eight sizes of GPT-3 (Brown et al. 2020, table 2.1): `:small`, `:medium` ... `:175b`, 300 billion tokens each.
 
-Batches and learning rates are the table's, batches as the next number of rows that a power of two or three of them
-divides; the warm-up is the paper's 375 million tokens, the decay over the whole run. The vocabulary of 50,257 is padded to
-50,304, which a mesh can divide. Data are the novels that ship: name your own before training one of them.
+Learning rates are the table's, and batches the nearest to it of 2^n or 3 x 2^n rows, which a mesh divides; the warm-up
+is the paper's 375 million tokens, the decay takes the whole run. The vocabulary of 50,257 is padded to 50,304, which a
+mesh divides too. Data are the novels that ship: name your own before training one of them.
 
-Command:   python -m llm.plan --config=experiments/gpt/gpt3.py:175b --topology=v5p:8x8x16 --config.mesh.fsdp=256 \
-               --config.mesh.tensor=4
-           python -m llm.train --config=experiments/gpt/gpt3.py:small --workdir=runs/gpt3-small --config.data.train=my/texts
+Command:   python -m llm.plan --config=experiments/gpt/gpt3.py:175b --topology=v5p:8x8x16 --config.mesh.fsdp=128 \
+               --config.mesh.tensor=8
+           python -m llm.train --config=experiments/gpt/gpt3.py:small --workdir=runs/gpt3-small \
+               --config.data.train=my/texts
 Hardware:  from a few GPUs (small) to a pod (175b); the variant `smoke`, a small one made tiny, runs on two CPU cores
 Time:      `llm.plan` bounds it; benchmarks/README.md has the page of 175b
 Score:     none is claimed: none has been trained

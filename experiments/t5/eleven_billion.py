@@ -1,6 +1,6 @@
-"""T5-11B (Raffel et al. 2020): span corruption, a source of 512 tokens and a target of 114, a million steps of 2,048 rows.
+"""T5-11B (Raffel et al. 2020): spans of 568 tokens hidden, a million steps of 2,048 rows.
 
-Published with Adafactor; AdamW here keeps two moments more of every parameter.
+Published with Adafactor; AdamW, which this takes, keeps two moments of every parameter.
 
 Command:   python -m llm.plan --config=experiments/t5/eleven_billion.py --topology=v5e:16x16
 Hardware:  a pod; the variant `smoke` runs on two CPU cores

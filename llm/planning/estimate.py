@@ -151,14 +151,20 @@ def _estimate(
         "context": [("all-gather", passes * s.layers * held * 2 * s.width * s.item / tensor)],
     }
     places = np.arange(devices).reshape(tuple(sizes.values()))
-    network = []
-    for axis, parts in operands.items():
-        group = tuple(np.moveaxis(places, list(sizes).index(axis), -1).reshape(-1, sizes[axis])[0].tolist())
-        network += [
-            sum(one.sent / bandwidth(one, device) for one in (Collective(k, (axis,), group, 1, b) for k, b in parts))
-        ]
-    arithmetic = s.forward / (devices * device.flops)
+
+    def seconds(axis: str) -> float:
+        group = np.moveaxis(places, list(sizes).index(axis), -1).reshape(-1, sizes[axis])[0].tolist()
+        sends = [Collective(kind, (axis,), tuple(group), 1, operand) for kind, operand in operands[axis]]
+        return sum(one.sent / bandwidth(one, device) for one in sends)
+
+    network = [seconds(axis) for axis in SPLIT]
+    forward = s.forward / (devices * device.flops)
     return Estimate(
-        mesh, known, held / microbatches * kept * s.item, (4 if s.remat else 3) * arithmetic, max(network), sum(network),
-        3 * arithmetic,
-    )  # fmt: skip
+        mesh,
+        known=known,
+        activations=held / microbatches * kept * s.item,
+        arithmetic=(4 if s.remat else 3) * forward,
+        network=max(network),
+        sent=sum(network),
+        model=3 * forward,
+    )
