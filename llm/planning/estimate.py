@@ -86,7 +86,7 @@ def estimates(experiment: Experiment, devices: int, device: Device) -> list[Esti
     )
     found = []
     for mesh in _meshes(experiment, devices):
-        sizes = dict(zip(AXES, mesh.shape(devices)))
+        sizes: dict[str, int] = dict(zip(AXES, mesh.shape(devices)))
         trained, kept = _held(boxed.params, sizes), _held(boxed.opt_state, sizes)
         if trained is not None and kept is not None:
             found.append(_estimate(size, mesh, sizes, 2 * trained + kept, experiment.training.microbatches, device))

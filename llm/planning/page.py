@@ -59,8 +59,8 @@ def figures(experiment: Experiment, program: Program, budget: float | None) -> d
 
 def _sums(sent: list[Collective]) -> list[dict[str, Any]]:
     """Count and bytes by kind and axes, the most bytes first."""
-    times: collections.Counter = collections.Counter()
-    total: collections.Counter = collections.Counter()
+    times: dict[tuple[str, tuple[str, ...]], float] = collections.defaultdict(float)
+    total: dict[tuple[str, tuple[str, ...]], float] = collections.defaultdict(float)
     for one in sent:
         times[one.kind, one.axes] += one.times
         total[one.kind, one.axes] += one.sent
@@ -133,7 +133,9 @@ def sections(experiment: Experiment, found: dict[str, Any], device: Device | Non
 
 
 def _times(found: dict[str, Any], device: Device) -> list[Section]:
-    limits = found["roofline"]
+    limits, sent = found["roofline"], dict.fromkeys(found["roofline"]["network_seconds"], 0.0)
+    for row in found["sent_per_device"]:
+        sent["+".join(row["axes"])] += row["bytes"]
     seconds = [
         ("arithmetic", f"{limits['arithmetic_seconds']:.4f} s at {device.flops / 1e12:,.0f} TFLOP/s a device"),
         (
@@ -142,7 +144,7 @@ def _times(found: dict[str, Any], device: Device) -> list[Section]:
             f"{device.memory_bandwidth / 1e9:,.0f} GB/s",
         ),
         *(
-            (f"network, {axes}", f"{time:.4f} s at {device.link_bandwidth / 1e9:,.0f} GB/s an axis")
+            (f"network, {axes}", f"{time:.4f} s at {sent[axes] / time / 1e9:,.0f} GB/s")
             for axes, time in sorted(limits["network_seconds"].items(), key=lambda row: -row[1])
         ),
         ("step", f"{limits['step_seconds']:.4f} s or more"),

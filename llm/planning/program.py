@@ -14,14 +14,32 @@ from llm.attention.target import compiling_for
 from llm.config import Experiment
 from llm.errors import InputError, RunFailed
 from llm.planning.batch import abstract_batch, tokens_of
-from llm.planning.hlo import Module, parse
+from llm.planning.hlo import Instruction, Module, parse
 from llm.planning.topology import Topology
 from llm.sharding import AXES, MeshSpec
 from llm.training import state
 from llm.training.loop import build_step, check_batch, recipe
 
-# The attention that "auto" must have found on each platform: the target of its custom calls, and their names.
-KERNELS = {"tpu": ("mosaic_tpu", "tpu_custom_call"), "cuda": ("mosaic_gpu", "mosaic_gpu")}
+
+class Kernel(NamedTuple):
+    """What "auto" must have found on a platform: our kernel, and what tells its calls by, "name op_name"."""
+
+    name: str
+    target: str
+    forward: str
+    backward: str
+
+
+KERNELS = {
+    "tpu": Kernel("mosaic_tpu", "tpu_custom_call", r"attention_forward", r"attention_backward"),
+    # Its calls have no names, but the place in the model, and whether that is the backward pass.
+    "cuda": Kernel(
+        "mosaic_gpu",
+        "mosaic_gpu",
+        r"\S+ (?!.*transpose\().*attention\._attend",
+        r"\S+ .*transpose\(.*attention\._attend",
+    ),
+}
 
 
 class DoesNotFit(RunFailed):
@@ -170,15 +188,14 @@ def held(tree) -> float:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _too_large(error: jax.errors.JaxRuntimeError, topology: Topology) -> Exception:
-    """What the compiler says about memory in one line; any other complaint as it is."""
-    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-    if found is None:
+def _too_large(error: RuntimeError, topology: Topology) -> Exception:
+    """What the compiler says of memory in one line; any other complaint as it is."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
         return error
+    says = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
     return DoesNotFit(
-        f"it does not fit: the program needs {found[1]} of the {found[2]} that the compiler has on a device of "
-        f"{topology.name}; more devices, model.remat=True, training.microbatches, training.loss_chunk and another mesh "
-        "(--suggest) need less"
+        f"it does not fit on {topology.name}: {says} More devices, another mesh (--suggest), model.remat=True, "
+        "training.microbatches and training.loss_chunk need less"
     )
 
 
@@ -191,22 +208,28 @@ def _attention(experiment: Experiment, topology: Topology, module: Module) -> st
     asked = getattr(experiment.model, "attention", None)
     if asked is None:
         return "none in this family"
-    kernel, target = KERNELS.get(topology.platform, ("", ""))
-    if asked not in ("auto", kernel):
+    kernel = KERNELS.get(topology.platform)
+    if asked != "auto" and (kernel is None or asked != kernel.name):
         return f"{asked}, as model.attention says"
-    if not kernel:
+    if kernel is None:
         return "blockwise, in XLA; our kernels are for TPUs and GPUs"
     calls = [
-        x.name
+        f"{x.name} {_op_name(x)}"
         for computation, instructions in module.computations.items()
         for x in instructions.values()
-        if x.opcode == "custom-call" and f'custom_call_target="{target}' in x.attributes and module.times[computation]
+        if module.times[computation] and f'custom_call_target="{kernel.target}' in x.attributes
     ]
-    forward = [name for name in calls if name.startswith("attention_forward")]
-    backward = [name for name in calls if name.startswith("attention_backward")]
+    forward, backward = (
+        sum(re.match(p, call) is not None for call in calls) for p in (kernel.forward, kernel.backward)
+    )
     if not (forward and backward):
         raise RunFailed(
-            f"our attention kernel {kernel} is not in the program for {topology.name}: of custom calls there are "
-            f"{', '.join(calls) or 'none'}; look at model.dtype and the logged choice of attention"
+            f"our attention kernel {kernel.name} is not in the program for {topology.name}: of its kind of calls there "
+            f"are {', '.join(calls) or 'none'}; look at model.dtype and the logged choice of attention"
         )
-    return f"our kernel {kernel} is in the program: {len(forward)} calls forward, {len(backward)} backward"
+    return f"our kernel {kernel.name} is in the program: {forward} calls forward, {backward} backward"
+
+
+def _op_name(x: Instruction) -> str:
+    found = re.search(r'op_name="([^"]*)"', x.attributes)
+    return found[1] if found else ""

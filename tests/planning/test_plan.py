@@ -66,9 +66,9 @@ def test_meshes_are_ranked_and_the_best_is_compiled(tmp_path):
 
 
 def test_a_page_for_this_machine():
-    result = verb("plan", *SMALL, "--topology=cpu:4")
+    result = verb("plan", *SMALL, "--topology=cpu:1", "--config.mesh.fsdp=1", "--config.mesh.tensor=1")
     assert result.returncode == 0, result.stderr
-    assert "cpu:4: 4 x cpu" in result.stdout and "blockwise, in XLA" in result.stdout
+    assert "cpu:1: 1 x cpu" in result.stdout and "blockwise, in XLA" in result.stdout
     assert "MFU" not in result.stdout  # it has no data sheet
 
 
@@ -115,7 +115,23 @@ def test_a_program_without_our_kernel_is_no_plan():
     half = parse("ENTRY %main (x: f32[8]) -> f32[8] {\n  " + lines[0] + "\n}\n")
     with pytest.raises(RunFailed, match="mosaic_tpu is not in the program"):
         program._attention(tiny(), there, half)
+    place = ', metadata={{op_name="jit(step)/{}/layers/attention/attention._attend/shard_map/kernel"}}'
+    gpu = [call.format(f"m.{n}") + place.format(at) for n, at in enumerate(("jvp(GPT)", "transpose(jvp(GPT))"))]
+    cards = topology.Topology("h100:8", [], {}, "cuda", {})
+    text = "ENTRY %main (x: f32[8]) -> f32[8] {\n  " + "\n  ".join(gpu) + "\n}\n"
+    found = program._attention(tiny(), cards, parse(text.replace("tpu_custom_call", "mosaic_gpu_v2")))
+    assert "mosaic_gpu is in the program: 1 calls forward, 1 backward" in found
     assert "as model.attention says" in program._attention(tiny(model__attention="reference"), there, half)
+
+
+def test_what_the_compiler_refuses_for_its_memory_is_one_line():
+    says = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, 32.11G exceeds available HBM (15.75G).\nmore\nlines"
+    there = topology.Topology("v5e:2x2", [], {}, "tpu", {})
+    refused = program._too_large(jax.errors.JaxRuntimeError(says), there)
+    assert isinstance(refused, program.DoesNotFit) and "\n" not in str(refused)
+    assert str(refused).startswith("it does not fit on v5e:2x2: Ran out of memory on HBM, 32.11G exceeds")
+    other = jax.errors.JaxRuntimeError("INTERNAL: something else")
+    assert program._too_large(other, there) is other
 
 
 def test_what_is_larger_than_the_data_sheet_says_fails():
