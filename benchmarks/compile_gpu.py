@@ -23,18 +23,6 @@ from typing import cast
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED_MEMORY = 232448  # bytes a block of threads may have
-# XLA's GpuTargetConfigProto of an H100 SXM.
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84942979072
-  shared_memory_per_block_optin: 232448 registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 MAIN = {"causal": True}
 ALL = dict(
     causal=True, window=(1000, None), segments=True, lengths=True, prefixes=True, bias="table", softcap=30.0,
@@ -189,6 +177,7 @@ def _compile(case) -> None:
 
     from llm.attention import BucketBias, Mask
     from llm.attention.target import compiling_for
+    from llm.planning.topology import H100
 
     ours = importlib.import_module("llm.attention.mosaic_gpu")
     _, width, N, K, T, S, dtype, backward, what = case

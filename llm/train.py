@@ -208,6 +208,7 @@ def _finish(
     report.write_records(scores, workdir)
     flops = 3 * model.flops_per_token(params, experiment.data.row_length)  # the backward pass costs two forward ones
     rate = trained.tokens_per_second
+    peak, peak_of = metrics.peak_flops()
     return {
         "parameters": state.count_parameters(params),
         "steps": int(trained.state.step),
@@ -215,7 +216,8 @@ def _finish(
         "train_tokens": trained.tokens,
         "train_seconds": trained.seconds,
         "tokens_per_second": rate,
-        "mfu": flops * rate / (metrics.measured_peak_flops() * jax.device_count()),
+        "mfu": flops * rate / (peak * jax.device_count()),
+        "mfu_of": peak_of,
         "objective": experiment.objective.kind,
         "validation": scores.numbers,
         "samples": _samples(experiment, prepared, prompts, model, params),
@@ -258,7 +260,7 @@ def _report(summary: dict, workdir: pathlib.Path) -> None:
                 ("tokens trained on", f"{summary['train_tokens']:,} in {summary['steps']:,} steps"),
                 ("time", f"{summary['total_seconds']:.0f} s, of it {summary['train_seconds']:.0f} s training"),
                 ("tokens/s", f"{summary['tokens_per_second']:,.0f}"),
-                ("share of peak (MFU)", f"{summary['mfu']:.0%} of the measured float32 matrix product"),
+                ("share of peak (MFU)", f"{summary['mfu']:.0%} of {summary.get('mfu_of', metrics.MEASURED)}"),
                 *report.rows(summary["objective"], summary["validation"]),
                 ("curves", str(workdir / "curves.png")),
             ]

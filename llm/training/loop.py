@@ -62,6 +62,32 @@ def trained_by(spec: TrainingSpec, optimizer_spec: OptimizerSpec) -> OptimizerSp
     return optimizer_spec if spec.lora_rank is None else optimizers.of_adapters(optimizer_spec)
 
 
+def build_step(
+    made_of: states.Recipe,
+    spec: TrainingSpec,
+    optimizer_spec: OptimizerSpec,
+    objective: ObjectiveSpec,
+    mesh: jax.sharding.Mesh,
+) -> Callable:
+    """THE train step of a run, jitted over the mesh: what the loop runs, and what `llm.planning` compiles."""
+    rates, whole_loss = trained_by(spec, optimizer_spec), losses.build(made_of.model, objective, spec)
+
+    def loss(params, *arguments):
+        params = optimizers.stop_frozen(rates, params)
+        return whole_loss(params if made_of.adapters is None else made_of.adapters.merge(params), *arguments)
+
+    return compile_train_step(
+        mesh,
+        states.state_shardings(made_of, mesh),
+        loss=loss,
+        optimizer=made_of.optimizer,
+        schedule=optimizers.schedule(optimizer_spec, spec.steps),
+        clip_norm=optimizer_spec.clip_norm,
+        microbatches=spec.microbatches,
+        ema_decay=spec.ema_decay,
+    )
+
+
 def train(
     model: models.Model,
     spec: TrainingSpec,
@@ -118,22 +144,7 @@ def train(
         trained = sum(size for name, size in sizes if optimizers.factor_of(name, rates))
         say(f"trained are {trained:,} of {sum(size for _, size in sizes):,} parameters; the others are frozen")
 
-    whole_loss = losses.build(model, objective, spec)
-
-    def loss(params, *arguments):
-        params = optimizers.stop_frozen(rates, params)
-        return whole_loss(params if made_of.adapters is None else made_of.adapters.merge(params), *arguments)
-
-    step_function = compile_train_step(
-        mesh,
-        states.state_shardings(made_of, mesh),
-        loss=loss,
-        optimizer=made_of.optimizer,
-        schedule=optimizers.schedule(optimizer_spec, spec.steps),
-        clip_norm=optimizer_spec.clip_norm,
-        microbatches=spec.microbatches,
-        ema_decay=spec.ema_decay,
-    )
+    step_function = build_step(made_of, spec, optimizer_spec, objective, mesh)
 
     def make(step: int) -> dict:
         host = batch_at(prepared.train, seed, step, spec.batch_size, jax.process_index(), jax.process_count())

@@ -65,8 +65,16 @@ def chunked_cross_entropy(
         order_N, count = jnp.argsort(~wanted_N, stable=True), wanted_N.sum()
         hidden_ND, targets_N = hidden_ND[order_N], targets_N[order_N]
     short = -tokens % chunk
-    hidden = jnp.pad(hidden_ND, ((0, short), (0, 0))).reshape(-1, chunk, hidden_ND.shape[1])
-    targets = jnp.pad(targets_N, (0, short)).reshape(-1, chunk)
+
+    def cut(x):
+        x = jnp.pad(x, ((0, short), *[(0, 0)] * (x.ndim - 1)))
+        if order_N is not None:
+            return x.reshape(-1, chunk, *x.shape[1:])
+        # Tokens are dealt out in turn, so that each chunk lies on all devices like the batch does: a scan over chunks
+        # that lie on one device each would send every chunk, logits and all, to all others.
+        return x.reshape(chunk, -1, *x.shape[1:]).swapaxes(0, 1)
+
+    hidden, targets = cut(hidden_ND), cut(targets_N)
     compute = jax.checkpoint(of_chunk)
 
     def body(_, parts):
@@ -77,9 +85,9 @@ def chunked_cross_entropy(
         return None, jax.lax.cond(index * chunk < count, compute, skip, params, hidden_CD, targets_C)
 
     _, nats = jax.lax.scan(body, None, (jnp.arange(len(hidden)), hidden, targets))
-    nats_N = nats.reshape(-1)[:tokens]
     if order_N is None:
-        return nats_N
+        return nats.T.reshape(-1)[:tokens]
+    nats_N = nats.reshape(-1)[:tokens]
     return jnp.zeros_like(nats_N).at[order_N].set(jnp.where(jnp.arange(tokens) < count, nats_N, 0.0))
 
 

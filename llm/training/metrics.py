@@ -9,6 +9,10 @@ import time
 import jax
 import jax.numpy as jnp
 
+from llm.devices import published
+
+MEASURED = "the measured float32 matrix product"
+
 
 class MetricsLog:
     """metrics.jsonl, one row a logged step, and the same numbers as TensorBoard events.
@@ -90,6 +94,14 @@ def measured_peak_flops(size: int = 1536, repeats: int = 5) -> float:
         product(x, x).block_until_ready()
         best = min(best, time.perf_counter() - start)
     return 2.0 * size**3 / best
+
+
+def peak_flops() -> tuple[float, str]:
+    """(operations a second of one device, in words): of accelerators the data sheet's, else what is measured here."""
+    sheet = published(jax.devices()[0].device_kind)
+    if sheet is not None:
+        return sheet.flops, f"the {sheet.name}'s bfloat16 peak"
+    return measured_peak_flops(), MEASURED
 
 
 def plot_curves(workdir: pathlib.Path, final: dict[str, float | None]) -> pathlib.Path:
