@@ -230,7 +230,7 @@ def resolve(config: Config) -> Experiment:
     """The typed, frozen specs of a config.
 
     Raises:
-        InputError: a missing, unknown or mistyped field, or values that a spec refuses.
+        InputError: an unknown or mistyped field, or values that a spec refuses.
     """
     return _build(config.to_dict())
 
@@ -318,11 +318,9 @@ def _specs(values: dict) -> dict[str, typing.Any]:
         for name in values[room]:
             if name not in kinds:
                 raise InputError(f"unknown field {room}.{name}; {room} has {_choices(name, kinds)}")
-        missing = kinds.keys() - values[room].keys()
-        if missing:
-            raise InputError(f"{room}.{min(missing)} is missing")
+        # A field that is not there is newer than the file: its default is what held before.
         built[room] = spec(
-            **{name: _convert(values[room][name], kind, f"{room}.{name}") for name, kind in kinds.items()}
+            **{name: _convert(value, kinds[name], f"{room}.{name}") for name, value in values[room].items()}
         )
     return built
 

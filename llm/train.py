@@ -41,7 +41,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="experiments/quickstart.py:smoke")
     parser.add_argument("--workdir", metavar="FOLDER", help="the run's folder, runs/quickstart")
     parser.add_argument(
-        "--show-parameters", action="store_true", help="print every parameter's role, decay and place, train nothing"
+        "--show-parameters",
+        action="store_true",
+        help="print every parameter's role, decay and place, and the rules of the places; train nothing",
     )
     flags, rest = parser.parse_known_args(argv)
     experiment = config.resolve(config.override(config.load(flags.config), cli.overrides(rest)))
@@ -51,6 +53,7 @@ def main(argv: list[str]) -> None:
         if getattr(model.spec, "classes", 2) is None:
             model = models.build(experiment.model, experiment.tokenizer.entries, classes=2)
         print(state.parameter_table(model, experiment.objective.kind))
+        print(f"\n{state.rule_table(model, experiment.objective.kind)}")
         return
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
@@ -66,6 +69,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     sharding.request_cpu_devices(experiment.mesh)
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment.training, mesh)
+    sharding.check_length(experiment.data.row_length, mesh)
 
     start = _start(experiment, workdir)
     prepared = prepare(experiment.preparation, workdir)

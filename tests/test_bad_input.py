@@ -25,6 +25,10 @@ QUICK = "--config=experiments/quickstart.py:smoke"
         (["--config.model.attention=flash"], ["model.attention='flash'", "blockwise"]),
         (["--config.mesh.data=3"], ["data=3", "does not fit 1 devices"]),
         (["--config.training.batch_size=3", "--config.mesh.cpu_devices=2"], ["batch_size=3 is not a multiple"]),
+        (
+            ["--config.data.row_length=66", "--config.mesh.cpu_devices=2", "--config.mesh.context=2"],
+            ["data.row_length=66 is not a multiple of 4", "mesh.context=2"],
+        ),
         (["--config.data.prefixes=(a,b)"], ["data.prefixes=('a', 'b'): 2 texts for 1 sources"]),
         (["--config.data.train=nowhere"], ["there is no corpus 'nowhere'", "austen"]),
     ],
@@ -48,10 +52,14 @@ def test_wrong_overrides_that_only_the_data_show(flags, parts, tmp_path):
 
 
 def test_a_mesh_that_does_not_divide_the_model(tmp_path):
-    flags = ["--config.mesh.cpu_devices=8", "--config.mesh.tensor=8"]
-    result = verb("train", QUICK, f"--workdir={tmp_path / 'run'}", *flags)
-    assert_refused_last(result, "heads axis", "8 parts of tensor")
-    assert not (tmp_path / "run" / "config.json").exists()
+    for axis, parts in {
+        "tensor": ["heads axis", "8 parts of tensor"],
+        "expert": ["mesh.expert=8", "no experts"],
+    }.items():
+        flags = ["--config.mesh.cpu_devices=8", f"--config.mesh.{axis}=8"]
+        result = verb("train", QUICK, f"--workdir={tmp_path / 'run'}", *flags)
+        assert_refused_last(result, *parts)
+        assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_refused_command_leaves_the_workdir_free_for_the_right_one(corpus, tmp_path):
