@@ -85,14 +85,14 @@ def passes(
     """The passes of `mosaic_gpu`; no length is 0."""
     s = _settings(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, softcap, dropout_rate)
     width, value_width = q_BTNH.shape[3], v_BSKH.shape[3]
-    arrays = *(_widened(s, x) for x in (q_BTNH, k_BSKH, v_BSKH)), bias
+    q, k, v = (_widened(s, x) for x in (q_BTNH, k_BSKH, v_BSKH))
 
     def run_forward():
-        out_BTNH, lse_BTN = forward(s, *arrays, mask, dropout_words, jnp.float32)
+        out_BTNH, lse_BTN = forward(s, q, k, v, bias, mask, dropout_words, jnp.float32)
         return out_BTNH[..., :value_width], lse_BTN
 
     def run_backward(out_BTNH, lse_BTN, dout_BTNH, dlse_BTN):
-        residuals = *arrays, None, mask, dropout_words, _widened(s, out_BTNH), lse_BTN
+        residuals = q, k, v, bias, None, mask, dropout_words, _widened(s, out_BTNH), lse_BTN
         dq, dk, dv, dbias, *_ = _attend_backward(s, residuals, (_widened(s, dout_BTNH), dlse_BTN))
         return dq[..., :width], dk[..., :width], dv[..., :value_width], dbias
 

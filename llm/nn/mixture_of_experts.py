@@ -93,11 +93,12 @@ def _dispatch(activation: str, x_BTD, chosen_BTk, weights_BTk, kernels: dict[str
     shared = tuple(axis for axis in experts or () if axis in (rows or ()))
 
     def on_one(x_BTD, chosen_BTk, weights_BTk, kernels):
-        tokens = x_BTD, chosen_BTk, weights_BTk
         if shared:
-            tokens = jax.lax.all_gather(tokens, shared, axis=0, tiled=True)
+            x_BTD, chosen_BTk, weights_BTk = jax.lax.all_gather(
+                (x_BTD, chosen_BTk, weights_BTk), shared, axis=0, tiled=True
+            )
         first = jax.lax.axis_index(experts) * kernels["down"].shape[0] if experts else 0
-        y_BTD = _through(activation, *tokens, kernels, first)
+        y_BTD = _through(activation, x_BTD, chosen_BTk, weights_BTk, kernels, first)
         if summed := tuple(axis for axis in (*(experts or ()), *(hidden or ())) if axis not in shared):
             y_BTD = jax.lax.psum(y_BTD, summed)
         return jax.lax.psum_scatter(y_BTD, shared, scatter_dimension=0, tiled=True) if shared else y_BTD

@@ -51,8 +51,9 @@ class Ring:
         in_order = mask.q_positions_BT is None and mask.kv_positions_BS is None and queries == keys
 
         def reach(side: int | None) -> int:
-            far = side is None or not in_order
-            return devices - 1 if far else min(devices - 1, -(-side * devices // keys))
+            if side is None or not in_order:
+                return devices - 1
+            return min(devices - 1, -(-side * devices // keys))
 
         striped = mask.causal and left is None
         steps = 1 + (devices - 1 if striped else reach(left) + reach(right))
@@ -129,14 +130,15 @@ def ring_attention(
     """
     q_BTNH, k_BSKH, v_BSKH = (ring.deal(x, 1) for x in (q_BTNH, k_BSKH, v_BSKH))
     dense_BNTS = mask.dense_BNTS
-    fields = {name: getattr(mask, name) for name in ("q_positions_BT", "q_segments_BT", *_TRAVELLING)}
+    fields: dict[str, Any] = {name: getattr(mask, name) for name in ("q_positions_BT", "q_segments_BT", *_TRAVELLING)}
     fields = {name: None if x is None else ring.deal(x, 1) for name, x in fields.items()}
     if dense_BNTS is not None:
         dense_BNTS = ring.by_owner(ring.deal(dense_BNTS, 2))
     if bias is not None and not isinstance(bias, BucketBias):
         bias = ring.by_owner(bias if bias.shape[2] == 1 else ring.deal(bias, 2))
     mask = dataclasses.replace(mask, dense_BNTS=dense_BNTS, **fields)
-    out_BTNH, lse_BTN = _attend(ring, settings, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, key, offset)
+    result: Any = _attend(ring, settings, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, key, offset)
+    out_BTNH, lse_BTN = result  # custom_vjp hides its type
     return ring.collect(out_BTNH, 1), ring.collect(lse_BTN, 1)
 
 
@@ -180,15 +182,16 @@ def _first_key(ring: Ring, step, keys: int) -> jax.Array:
 
 def _forward(ring: Ring, settings: Settings, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, key, offset):
     def body(step, carry):
-        travelling, *whole = carry
-        part = _part(ring, settings, step, q_BTNH, travelling, bias, mask, key, offset).forward()
-        out_BTNH, lse_BTN = merge_stacked(*(jnp.stack(pair) for pair in zip(whole, part)))
+        travelling, out_BTNH, lse_BTN = carry
+        out, lse = _part(ring, settings, step, q_BTNH, travelling, bias, mask, key, offset).forward()
+        out_BTNH, lse_BTN = merge_stacked(jnp.stack([out_BTNH, out]), jnp.stack([lse_BTN, lse]))
         return ring.send(travelling), out_BTNH, lse_BTN
 
     rows = q_BTNH.shape[:3]
     empty = jnp.zeros((*rows, v_BSKH.shape[3]), jnp.float32), jnp.full(rows, -jnp.inf, jnp.float32)
-    _, *whole = jax.lax.fori_loop(0, ring.steps, body, (_start(ring, k_BSKH, v_BSKH, mask), *empty))
-    out_BTNH, lse_BTN = with_sinks(*whole, sinks_N)
+    start = _start(ring, k_BSKH, v_BSKH, mask), *empty
+    _, out_BTNH, lse_BTN = jax.lax.fori_loop(0, ring.steps, body, start)
+    out_BTNH, lse_BTN = with_sinks(out_BTNH, lse_BTN, sinks_N)
     residuals = q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, key, offset, out_BTNH, lse_BTN
     return (out_BTNH.astype(q_BTNH.dtype), lse_BTN), residuals
 

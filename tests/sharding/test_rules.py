@@ -16,7 +16,6 @@ from tests.conformance import families as table
 from tests.conformance.families import ROWS
 from tests.helpers import ROOT
 
-
 FAMILIES = ("rnn lstm", "classifier", "encdec pre-norm", "bert", "gpt2", "mixture", "t5 1.0")
 
 
