@@ -230,7 +230,7 @@ def resolve(config: Config) -> Experiment:
     """The typed, frozen specs of a config.
 
     Raises:
-        InputError: a missing, unknown or mistyped field, or values that a spec refuses.
+        InputError: an unknown or mistyped field, or values that a spec refuses.
     """
     return _build(config.to_dict())
 

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--show-parameters",
         action="store_true",
-        help="print every parameter's role, factor on the rate, decay and place, train nothing",
+        help="print every parameter's role, factor on the rate, decay and place, and the rules; train nothing",
     )
     flags, rest = parser.parse_known_args(argv)
     experiment = config.resolve(config.override(config.load(flags.config), cli.overrides(rest)))
@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
         optimizer = trained_by(experiment.training, experiment.optimizer)
         check_rates(optimizer, made_of.boxed().params)
         print(state.parameter_table(made_of, optimizer))
+        print(f"\n{state.rule_table(made_of)}")
         return
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
@@ -74,6 +75,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     sharding.request_cpu_devices(experiment.mesh)
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment.training, mesh)
+    sharding.check_length(experiment.data.row_length, mesh)
 
     start = _start(experiment, workdir)
     prepared = prepare(experiment.preparation, workdir)

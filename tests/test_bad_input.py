@@ -25,6 +25,10 @@ QUICK = "--config=experiments/quickstart.py:smoke"
         (["--config.model.attention=flash"], ["model.attention='flash'", "blockwise"]),
         (["--config.mesh.data=3"], ["data=3", "does not fit 1 devices"]),
         (["--config.training.batch_size=3", "--config.mesh.cpu_devices=2"], ["batch_size=3 is not a multiple"]),
+        (
+            ["--config.data.row_length=66", "--config.mesh.cpu_devices=2", "--config.mesh.context=2"],
+            ["data.row_length=66 is not a multiple of 4", "mesh.context=2"],
+        ),
         (["--config.data.prefixes=(a,b)"], ["data.prefixes=('a', 'b'): 2 texts for 1 sources"]),
         (["--config.data.train=nowhere"], ["there is no corpus 'nowhere'", "austen"]),
     ],

@@ -104,6 +104,8 @@ def test_show_parameters_trains_nothing():
     assert result.returncode == 0, result.stderr
     row = next(line.split() for line in result.stdout.splitlines() if line.startswith("stack/layers/mlp/down/kernel"))
     assert row[1:4] == ["2x128x32", "mlp", "yes"]
+    rule = next(line.split() for line in result.stdout.splitlines() if line.startswith("vocab "))
+    assert rule == ["vocab", "tensor", "embed/table"]
 
 
 def test_a_users_own_folder_from_text_to_model(corpus, tmp_path):

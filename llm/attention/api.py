@@ -8,16 +8,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from llm.attention import cudnn, dropout, mosaic_gpu, mosaic_tpu
+from llm.attention import blockwise, cudnn, dropout, mosaic_gpu, mosaic_tpu, reference
 from llm.attention.bias import BucketBias
-from llm.attention.blockwise import blockwise
 from llm.attention.mask import Mask
-from llm.attention.reference import reference
+from llm.attention.passes import Passes
 from llm.attention.target import target
 
 IMPLEMENTATIONS: dict[str, Callable] = {
-    "reference": reference,
-    "blockwise": blockwise,
+    "reference": reference.reference,
+    "blockwise": blockwise.blockwise,
     "cudnn": cudnn.cudnn,
     "mosaic_gpu": mosaic_gpu.mosaic_gpu,
     "mosaic_tpu": mosaic_tpu.mosaic_tpu,
@@ -25,6 +24,13 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 # Those that do not run everywhere: each module says what it lacks for a call, and why it cannot run here.
 PARTIAL: dict[str, types.ModuleType] = {"cudnn": cudnn, "mosaic_gpu": mosaic_gpu, "mosaic_tpu": mosaic_tpu}
 WITHOUT_LSE = {"cudnn"}
+# Those with a log-sum-exp also have their two passes apart.
+PASSES: dict[str, Callable[..., Passes]] = {
+    "reference": reference.passes,
+    "blockwise": blockwise.passes,
+    "mosaic_gpu": mosaic_gpu.passes,
+    "mosaic_tpu": mosaic_tpu.passes,
+}
 # What "auto" tries on each platform, the first that has everything a call asks for; blockwise has.
 PREFERRED = {"tpu": ("mosaic_tpu",), "gpu": ("mosaic_gpu", "cudnn")}
 
@@ -84,29 +90,58 @@ def attention(
     """
     _check(q_BTNH, k_BSKH, v_BSKH, mask, bias, sinks_N, dropout_rate, dropout_key, softcap)
     asked = dict(mask=mask, bias=bias, softcap=softcap, sinks_N=sinks_N, dropout_rate=dropout_rate)
-    if implementation == "auto":
-        implementation = _resolve(q_BTNH, k_BSKH, v_BSKH, asked, return_lse)
-    elif implementation not in IMPLEMENTATIONS:
-        there_are = ", ".join(name + (f" ({why})" if (why := why_not_here(name)) else "") for name in IMPLEMENTATIONS)
-        raise ValueError(f"attention: unknown implementation {implementation!r}; there are auto, {there_are}")
-    if lacking := _lacks(implementation, q_BTNH, k_BSKH, v_BSKH, asked, return_lse):
-        raise NotImplementedError(f"attention: {implementation} {lacking}")
-    out_BTNH, lse_BTN = IMPLEMENTATIONS[implementation](
+    out_BTNH, lse_BTN = IMPLEMENTATIONS[_chosen(implementation, q_BTNH, k_BSKH, v_BSKH, asked, return_lse)](
         q_BTNH,
         k_BSKH,
         v_BSKH,
-        mask=mask,
-        bias=bias,
+        **asked,
         scale=scale,
-        softcap=softcap,
-        sinks_N=sinks_N,
-        dropout_rate=dropout_rate,
-        dropout_words=None
-        if dropout_key is None or dropout_rate == 0
-        else dropout.key_words(dropout_key, dropout_offset),
+        dropout_words=_words(dropout_rate, dropout_key, dropout_offset),
         precision=precision,
     )
     return (out_BTNH, lse_BTN) if return_lse else out_BTNH
+
+
+def attention_passes(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    mask: Mask = Mask(),
+    bias: jax.Array | BucketBias | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    dropout_offset: tuple[int | jax.Array, int | jax.Array] = (0, 0),
+    precision: jax.lax.PrecisionLike = None,
+    implementation: str = "auto",
+) -> Passes:
+    """The passes of `attention` over a part of the keys, for whoever brings the parts together: a ring of devices.
+
+    Takes and raises what `attention` does; no length is 0. Sinks take part once in the whole, so in no part.
+    """
+    _check(q_BTNH, k_BSKH, v_BSKH, mask, bias, None, dropout_rate, dropout_key, softcap)
+    asked = dict(mask=mask, bias=bias, softcap=softcap, dropout_rate=dropout_rate)
+    chosen = _chosen(implementation, q_BTNH, k_BSKH, v_BSKH, asked | {"sinks_N": None}, return_lse=True)
+    words = _words(dropout_rate, dropout_key, dropout_offset)
+    return PASSES[chosen](q_BTNH, k_BSKH, v_BSKH, **asked, scale=scale, dropout_words=words, precision=precision)
+
+
+def _words(rate: float, key: jax.Array | None, offset) -> jax.Array | None:
+    return None if key is None or rate == 0 else dropout.key_words(key, offset)
+
+
+def _chosen(implementation: str, q, k, v, asked: dict, return_lse: bool) -> str:
+    """The name of the implementation that runs a call, "auto" resolved."""
+    if implementation == "auto":
+        implementation = _resolve(q, k, v, asked, return_lse)
+    elif implementation not in IMPLEMENTATIONS:
+        there_are = ", ".join(name + (f" ({why})" if (why := why_not_here(name)) else "") for name in IMPLEMENTATIONS)
+        raise ValueError(f"attention: unknown implementation {implementation!r}; there are auto, {there_are}")
+    if lacking := _lacks(implementation, q, k, v, asked, return_lse):
+        raise NotImplementedError(f"attention: {implementation} {lacking}")
+    return implementation
 
 
 def _lacks(implementation: str, q, k, v, asked: dict, return_lse: bool) -> str | None:

@@ -21,6 +21,7 @@ from llm.attention.blocks import Geometry, Plan
 from llm.attention.decode import decode
 from llm.attention.fold import DECODE_QUERIES
 from llm.attention.mask import Mask
+from llm.attention.passes import Passes
 from llm.attention.target import target
 
 BLOCK = 512
@@ -35,15 +36,32 @@ def blockwise(
     q_BTNH, k_BSKH, v_BSKH, *, mask, bias, scale, softcap, sinks_N, dropout_rate, dropout_words, precision
 ) -> tuple[jax.Array, jax.Array]:
     """Attention in blocks. Returns out_BTNH in the dtype of q and the log-sum-exp lse_BTN in float32."""
+    if 0 in (*q_BTNH.shape[:3], k_BSKH.shape[1]):
+        return blocks.nothing(q_BTNH, v_BSKH, sinks_N)
+    plan = _plan_of(q_BTNH, k_BSKH, scale, softcap=softcap, dropout_rate=dropout_rate, precision=precision)
+    return _attend(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, dropout_words)
+
+
+def passes(q_BTNH, k_BSKH, v_BSKH, *, mask, bias, scale, softcap, dropout_rate, dropout_words, precision) -> Passes:
+    """The passes of `blockwise`; no length is 0."""
+    plan = _plan_of(q_BTNH, k_BSKH, scale, softcap=softcap, dropout_rate=dropout_rate, precision=precision)
+    arrays = q_BTNH, k_BSKH, v_BSKH, bias, None, mask, dropout_words
+
+    def forward():
+        _, (*_, out_BTNH, lse_BTN) = _forward(plan, *arrays)
+        return out_BTNH, lse_BTN
+
+    def backward(out_BTNH, lse_BTN, dout_BTNH, dlse_BTN):
+        return _backward(plan, (*arrays, out_BTNH, lse_BTN), (dout_BTNH, dlse_BTN))[:4]
+
+    return Passes(forward, backward)
+
+
+def _plan_of(q_BTNH, k_BSKH, scale: float | None, **settings) -> Plan:
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
-    if 0 in (B, T, S, N):
-        return blocks.nothing(q_BTNH, v_BSKH, sinks_N)
-    settings = dict(
-        scale=H**-0.5 if scale is None else scale, softcap=softcap, dropout_rate=dropout_rate, precision=precision
-    )
-    plan = _plan(B, T, S, K, N // K, SCORES_ON_CPU if target().platform == "cpu" else SCORES, **settings)
-    return _attend(plan, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, dropout_words)
+    scores = SCORES_ON_CPU if target().platform == "cpu" else SCORES
+    return _plan(B, T, S, K, N // K, scores, scale=H**-0.5 if scale is None else scale, **settings)
 
 
 def _plan(batch, queries, keys, key_heads, group, scores, **settings) -> Plan:

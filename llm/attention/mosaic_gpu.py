@@ -28,6 +28,7 @@ from llm.attention.block_sizes import Blocks, block_sizes
 from llm.attention.mask import Mask
 from llm.attention.mosaic_gpu_tiles import ROWS, Settings, Side, Tile
 from llm.attention.pallas_versions import launch, matrices, spread
+from llm.attention.passes import Passes
 from llm.attention.target import target
 
 HOPPER_MULTIPROCESSORS = 132
@@ -69,24 +70,52 @@ def mosaic_gpu(
     padded copy. The gradient of an array bias with both a T and an S axis writes the gradient of the scores, float32
     (B, N, T, S); others stay small. It is computed only where it is used.
     """
+    if 0 in (*q_BTNH.shape[:3], k_BSKH.shape[1]):
+        return blocks.nothing(q_BTNH, v_BSKH, sinks_N)
+    s = _settings(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, softcap, dropout_rate)
+    q, k, v = (_widened(s, x) for x in (q_BTNH, k_BSKH, v_BSKH))
+    result: Any = attend(s, q, k, v, bias, sinks_N, mask, dropout_words)  # custom_vjp hides its type
+    out, lse = result
+    return out[..., : v_BSKH.shape[3]], lse
+
+
+def passes(
+    q_BTNH, k_BSKH, v_BSKH, *, mask: Mask, bias, scale, softcap, dropout_rate, dropout_words, precision
+) -> Passes:
+    """The passes of `mosaic_gpu`; no length is 0."""
+    s = _settings(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, softcap, dropout_rate)
+    width, value_width = q_BTNH.shape[3], v_BSKH.shape[3]
+    q, k, v = (_widened(s, x) for x in (q_BTNH, k_BSKH, v_BSKH))
+
+    def run_forward():
+        out_BTNH, lse_BTN = forward(s, q, k, v, bias, mask, dropout_words, jnp.float32)
+        return out_BTNH[..., :value_width], lse_BTN
+
+    def run_backward(out_BTNH, lse_BTN, dout_BTNH, dlse_BTN):
+        residuals = q, k, v, bias, None, mask, dropout_words, _widened(s, out_BTNH), lse_BTN
+        dq, dk, dv, dbias, *_ = _attend_backward(s, residuals, (_widened(s, dout_BTNH), dlse_BTN))
+        return dq[..., :width], dk[..., :width], dv[..., :value_width], dbias
+
+    return Passes(run_forward, run_backward)
+
+
+def _settings(q_BTNH, k_BSKH, v_BSKH, mask: Mask, bias, scale, softcap, dropout_rate) -> Settings:
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
-    value_width = v_BSKH.shape[3]
-    if 0 in (B, T, S, N):
-        return blocks.nothing(q_BTNH, v_BSKH, sinks_N)
-    width = next(w for w in WIDTHS if w >= max(H, value_width))
+    width = next(w for w in WIDTHS if w >= max(H, v_BSKH.shape[3]))
     features = (softcap is not None) + (bias is not None) + (dropout_rate > 0)
     here = target()
     forward_, dq, dkv, decoding = sizes(width, q_BTNH.dtype, features)
-    s = Settings(
+    return Settings(
         B, T, S, N, N // K, width, H**-0.5 if scale is None else scale, softcap, dropout_rate,
         Mask(mask.causal, mask.window), forward_, dq, dkv, decoding,
         ctas=here.cores or HOPPER_MULTIPROCESSORS, interpret=here.interpret or None,
     )  # fmt: skip
-    q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[3])]) for x in (q_BTNH, k_BSKH, v_BSKH))
-    result: Any = attend(s, q, k, v, bias, sinks_N, mask, dropout_words)  # custom_vjp hides its type
-    out, lse = result
-    return out[..., :value_width], lse
+
+
+def _widened(s: Settings, x: jax.Array) -> jax.Array:
+    """Heads padded to the width of the kernels."""
+    return jnp.pad(x, [(0, 0)] * 3 + [(0, s.width - x.shape[3])])
 
 
 def sizes(width: int, dtype, features: int = 0) -> tuple[Blocks, Blocks, Blocks, Blocks]:

@@ -26,6 +26,7 @@ from llm.attention.block_sizes import Blocks, block_sizes
 from llm.attention.blocks import Plan
 from llm.attention.fold import DECODE_QUERIES, fold, unfold
 from llm.attention.mosaic_tpu_tile import LANES, Call, Tile, key_head, list_length, operands, rows_of, steps, tall, wide
+from llm.attention.passes import Passes
 from llm.attention.target import target
 
 # The list of pairs lies in scalar memory, 1 MiB on every generation that the tests compile for; this is half of it.
@@ -59,12 +60,25 @@ def mosaic_tpu(
     """
     if 0 in (*q_BTNH.shape[:3], k_BSKH.shape[1]):
         return blocks.nothing(q_BTNH, v_BSKH, sinks_N)
-    forward, back = _plans(
-        q_BTNH, k_BSKH, v_BSKH, scale=q_BTNH.shape[3] ** -0.5 if scale is None else scale, softcap=softcap,
-        dropout_rate=dropout_rate, precision=precision,
-    )  # fmt: skip
-    call = Call(forward, back, target().interpret)
+    call = _call(q_BTNH, k_BSKH, v_BSKH, scale, softcap=softcap, dropout_rate=dropout_rate, precision=precision)
     return _attend(call, q_BTNH, k_BSKH, v_BSKH, bias, sinks_N, mask, dropout_words)
+
+
+def passes(q_BTNH, k_BSKH, v_BSKH, *, mask, bias, scale, softcap, dropout_rate, dropout_words, precision) -> Passes:
+    """The passes of `mosaic_tpu`; no length is 0."""
+    call = _call(q_BTNH, k_BSKH, v_BSKH, scale, softcap=softcap, dropout_rate=dropout_rate, precision=precision)
+    arrays = q_BTNH, k_BSKH, v_BSKH, bias
+
+    def backward(out_BTNH, lse_BTN, dout_BTNH, dlse_BTN):
+        residuals = *arrays, None, mask, dropout_words, out_BTNH, lse_BTN
+        return _attend_backward(call, residuals, (dout_BTNH, dlse_BTN))[:4]
+
+    return Passes(lambda: _forward(call, *arrays, mask, dropout_words, jnp.float32), backward)
+
+
+def _call(q_BTNH, k_BSKH, v_BSKH, scale: float | None, **settings) -> Call:
+    scale = q_BTNH.shape[3] ** -0.5 if scale is None else scale
+    return Call(*_plans(q_BTNH, k_BSKH, v_BSKH, scale=scale, **settings), target().interpret)
 
 
 def _plans(q_BTNH, k_BSKH, v_BSKH, **settings) -> tuple[Plan, Plan]:

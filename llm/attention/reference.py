@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from llm.attention import dropout
 from llm.attention.bias import BucketBias
 from llm.attention.mask import Mask, visible
+from llm.attention.passes import Passes, differentiated
 
 
 def attention_weights(
@@ -90,3 +91,12 @@ def reference(
         "BKGTS,BSKH->BTKGH", p_BNTS.reshape(B, K, N // K, T, S), v_BSKH.astype(jnp.float32), precision=precision
     )
     return out.reshape(B, T, N, H).astype(q_BTNH.dtype), jnp.moveaxis(lse_BNT, 1, 2)
+
+
+def passes(q_BTNH, k_BSKH, v_BSKH, *, bias, **how) -> Passes:
+    """The passes of `reference`, by its derivative."""
+
+    def call(q_BTNH, k_BSKH, v_BSKH, bias):
+        return reference(q_BTNH.astype(jnp.float32), k_BSKH, v_BSKH, bias=bias, sinks_N=None, **how)
+
+    return differentiated(call, q_BTNH, k_BSKH, v_BSKH, bias)

@@ -94,10 +94,11 @@ def estimates(experiment: Experiment, devices: int, device: Device) -> list[Esti
 
 
 def _meshes(experiment: Experiment, devices: int) -> Iterator[MeshSpec]:
-    rows = experiment.training.batch_size // experiment.training.microbatches
+    rows = experiment.training.batch_size // experiment.training.microbatches // max(1, experiment.mesh.expert)
     free = devices // math.prod(getattr(experiment.mesh, axis) for axis in AXES if axis not in SPLIT)
     for tensor in _divisors(free):
-        for context in _divisors(math.gcd(free // tensor, experiment.data.row_length)):
+        # A ring of n devices deals out 2 n stripes of a row.
+        for context in _divisors(math.gcd(free // tensor, experiment.data.row_length // 2)):
             for fsdp in _divisors(free // tensor // context):
                 data = free // tensor // context // fsdp
                 if rows % (data * fsdp) == 0:

@@ -1,39 +1,48 @@
-"""Attention on a mesh: each device attends with its own rows and heads."""
+"""Attention on a mesh: each device attends with its own rows, heads and queries."""
 
 import dataclasses
-import math
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from llm.attention import BucketBias, Mask
 from llm.attention import attention as local_attention
-from llm.sharding.rules import RULES
+from llm.sharding.ring import Ring, Settings, ring_attention
+from llm.sharding.rules import free_axes, split
 
 
 def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, **arguments):
     """`llm.attention.attention` on the current mesh (`jax.set_mesh`); without a mesh, that function itself.
 
     Rows are split as the rule of "batch" says and heads as that of "kv_heads", where their numbers divide; what does
-    not is computed by every device of the axis, as are the axes of "length". Dropout draws the bits of one device.
+    not is computed by every device of the axis. Queries are split as the rule of "length" says, and keys go round
+    (`llm.sharding.ring`), where queries and keys both are a multiple of two stripes a device; else, as in a decoding
+    step, keys are gathered and every device of the axis computes all. Dropout draws the bits of one device.
+
     The loops of an implementation then run over what a device holds: left to the partitioner, every step of a loop
     over the rows of a split array would gather it.
 
     Takes, returns and raises what `llm.attention.attention` does; shapes are those of the whole arrays.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    free = {name: size for name, size in mesh.shape.items() if size > 1 and name not in mesh.manual_axes}
+    free = free_axes()
     if not free:
         return local_attention(q_BTNH, k_BSKH, v_BSKH, **arguments)
-
-    def split(rule: str, *sizes: int) -> tuple[str, ...] | None:
-        axes = RULES[rule]
-        axes = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if axis in free)
-        parts = math.prod(free[axis] for axis in axes)
-        return axes if axes and all(size % parts == 0 for size in sizes) else None
-
-    (batch, _, heads, _), key_heads = q_BTNH.shape, k_BSKH.shape[2]
-    rows, columns = split("batch", batch), split("kv_heads", heads, key_heads)
+    (batch, queries, heads, _), (keys, key_heads) = q_BTNH.shape, k_BSKH.shape[1:3]
+    rows, columns, places = split("batch", batch), split("kv_heads", heads, key_heads), split("length", queries, keys)
+    stripes = 2 * free[places[0]] if places else 1
+    ring = None
+    if places and queries and keys and queries % stripes == keys % stripes == 0:
+        mask = arguments.get("mask", Mask())
+        ring = Ring.of(places[0], free[places[0]], mask, queries, keys)
+        q_positions, kv_positions = mask.positions(queries, keys)
+        arguments["mask"] = dataclasses.replace(
+            mask,
+            q_positions_BT=jnp.broadcast_to(q_positions, (batch, queries)),
+            kv_positions_BS=jnp.broadcast_to(kv_positions, (batch, keys)),
+        )
+    else:
+        places = None
 
     def place(x: jax.Array, *axes) -> PartitionSpec:
         return PartitionSpec(*(axis if size > 1 else None for axis, size in zip(axes, x.shape)))
@@ -46,7 +55,7 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, **argumen
         if isinstance(x, Mask):
             fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
             specs = {
-                n: place(a, rows, columns) if n == "dense_BNTS" else place(a, rows)
+                n: place(a, rows, columns, places) if n == "dense_BNTS" else place(a, rows, places)
                 for n, a in fields.items()
                 if hasattr(a, "shape")
             }
@@ -55,11 +64,10 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, **argumen
             return dataclasses.replace(x, table_RN=place(x.table_RN, None, columns))
         if x is None or name.startswith("dropout"):
             return PartitionSpec()
-        return place(x, rows, columns) if name == "bias" else place(x, columns)
+        return place(x, rows, columns, places) if name == "bias" else place(x, columns)
 
-    qkv = PartitionSpec(rows, None, columns, None)
-    out = PartitionSpec(rows, None, columns, None)
-    lse = PartitionSpec(rows, None, columns)
+    qkv = PartitionSpec(rows, places, columns, None)
+    lse = PartitionSpec(rows, places, columns)
 
     def first(axes, size: int) -> int | jax.Array:
         return 0 if axes is None else jax.lax.axis_index(axes) * size
@@ -67,12 +75,17 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, **argumen
     def on_one(q, k, v, arrays):
         row, head = arrays.pop("dropout_offset", (0, 0))
         offset = row + first(rows, q.shape[0]), head + first(columns, q.shape[2])
-        return local_attention(q, k, v, dropout_offset=offset, **arrays, **rest)
+        if ring is None:
+            return local_attention(q, k, v, dropout_offset=offset, **arrays, **rest)
+        key, settings = arrays.pop("dropout_key", None), dict(rest)
+        return_lse = settings.pop("return_lse", False)
+        out, lse = ring_attention(ring, Settings(**settings), q, k, v, key=key, offset=offset, **arrays)
+        return (out, lse) if return_lse else out
 
     return jax.shard_map(
         on_one,
-        mesh=mesh,
+        mesh=jax.sharding.get_abstract_mesh(),
         in_specs=(qkv, qkv, qkv, {name: spec(name, x) for name, x in arrays.items()}),
-        out_specs=(out, lse) if arguments.get("return_lse") else out,
+        out_specs=(qkv, lse) if arguments.get("return_lse") else qkv,
         check_vma=False,
     )(q_BTNH, k_BSKH, v_BSKH, arrays)

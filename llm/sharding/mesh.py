@@ -1,7 +1,11 @@
 """Making the device mesh of a run."""
 
+import math
+
 import jax
 
+from llm.errors import InputError
+from llm.sharding.rules import RULES, mesh_axes
 from llm.sharding.spec import AXES, MeshSpec
 
 
@@ -22,4 +26,17 @@ def make_mesh(spec: MeshSpec) -> jax.sharding.Mesh:
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
     """The number of parts that the rows of a batch are split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(RULES["batch"]))
+
+
+def check_length(length: int, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError when rows of this length cannot be shared equally by the devices of the context axis.
+
+    Each takes two stripes of a row: a causal row's are one from its front and one from its end (`llm.sharding.ring`).
+    """
+    stripes = 2 * mesh.shape["context"]
+    if mesh.shape["context"] > 1 and length % stripes:
+        raise InputError(
+            f"data.row_length={length} is not a multiple of {stripes}, two stripes for each of the "
+            f"mesh.context={mesh.shape['context']} devices"
+        )

@@ -1,10 +1,11 @@
 """The settings of the device mesh."""
 
 import dataclasses
+import math
 
 from llm.errors import InputError
 
-AXES = ("data", "fsdp", "tensor", "context")
+AXES = ("data", "fsdp", "tensor", "context", "expert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +14,13 @@ class MeshSpec:
 
     Attributes:
         cpu_devices: devices that a CPU is split into. Part of the config because it changes the bits of a sum.
-        data, fsdp, tensor, context: sizes of the mesh axes; at most one is -1 and takes what is left.
+        data: splits the rows of a batch; parameters are whole on every device.
+        fsdp: splits rows, and parameters along their width.
+        tensor: splits heads, the hidden layers of MLPs, gates and vocabularies.
+        context: splits the places of a row.
+        expert: splits rows, and the experts of a mixture.
+
+    At most one size is -1 and takes what is left.
     """
 
     cpu_devices: int = 1
@@ -21,6 +28,7 @@ class MeshSpec:
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
+    expert: int = 1
 
     def __post_init__(self):
         if self.cpu_devices < 1:
@@ -39,14 +47,9 @@ class MeshSpec:
             InputError: the sizes do not multiply to the number of devices.
         """
         sizes = [getattr(self, axis) for axis in AXES]
-        fixed = 1
-        for size in sizes:
-            fixed *= size if size != -1 else 1
-        filled = [devices // fixed if size == -1 else size for size in sizes]
-        total = 1
-        for size in filled:
-            total *= size
-        if total != devices:
+        left = devices // math.prod(size for size in sizes if size != -1)
+        filled = tuple(left if size == -1 else size for size in sizes)
+        if math.prod(filled) != devices:
             wanted = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
             raise InputError(f"mesh: {wanted} does not fit {devices} devices")
-        return tuple(filled)
+        return filled

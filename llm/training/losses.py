@@ -116,6 +116,7 @@ class Settings(NamedTuple):
     loss_chunk: int | None = None
     smoothing: float = 0.0
     balance_weight: float = 0.0
+    router_z_weight: float = 0.0
     temperature: float = 0.05
     masked_share: float = 0.15
 
@@ -150,9 +151,10 @@ def _predicted(model: Model, s: Settings, params, batch: dict, output, sparse: b
         s.loss_chunk, s.smoothing, weights_BT.reshape(-1) != 0 if sparse else None,
     )  # fmt: skip
     nats_BT = nats_N.reshape(weights_BT.shape)
-    # A mean of experts' balance becomes nats by what the loss weighs.
+    # A mean over a mixture's tokens becomes nats by what the loss weighs.
+    shares = {"balance": s.balance_weight, "router_z": s.router_z_weight}
     added = {
-        name: (s.balance_weight * total / jnp.maximum(weight, 1.0) * weights_BT.sum(), weights_BT.sum())
+        name: (shares[name] * total / jnp.maximum(weight, 1.0) * weights_BT.sum(), weights_BT.sum())
         for name, (total, weight) in output.aux.items()
     }
     return Terms((nats_BT, weights_BT), added=added, cache=output.cache)
@@ -251,8 +253,8 @@ OBJECTIVES: dict[str, Objective] = {
 def settings(objective: ObjectiveSpec, training: TrainingSpec) -> Settings:
     """The settings of a run's loss."""
     return Settings(
-        training.loss_chunk, training.label_smoothing, training.balance_weight, training.temperature,
-        objective.mask_rate,
+        training.loss_chunk, training.label_smoothing, training.balance_weight,
+        training.router_z_weight, training.temperature, objective.mask_rate,
     )  # fmt: skip
 
 

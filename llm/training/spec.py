@@ -145,6 +145,7 @@ class TrainingSpec:
         loss_chunk: tokens whose logits exist at a time; None computes all logits at once.
         label_smoothing: the share of the target that is spread evenly over all ids or classes.
         balance_weight: how much the balance of a mixture of experts counts beside the loss.
+        router_z_weight: how much the squared log-sum-exp of the logits of its router counts.
         temperature: divides the cosines of the "contrastive" objective.
         start_from: a run's folder whose newest checkpoint gives the parameters that this model shares with it by name;
             what that run lacks starts anew, and what this model lacks is left out. "" starts anew altogether.
@@ -166,6 +167,7 @@ class TrainingSpec:
     loss_chunk: int | None = None
     label_smoothing: float = 0.0
     balance_weight: float = 0.01
+    router_z_weight: float = 0.001
     temperature: float = 0.05
     start_from: str = ""
     ema_decay: float | None = None
@@ -188,7 +190,8 @@ class TrainingSpec:
             0 <= self.label_smoothing < 1,
             f"training.label_smoothing={self.label_smoothing}: must be at least 0 and below 1",
         )
-        _require(self.balance_weight >= 0, f"training.balance_weight={self.balance_weight}: must not be negative")
+        for name in ("balance_weight", "router_z_weight"):
+            _require(getattr(self, name) >= 0, f"training.{name}={getattr(self, name)}: must not be negative")
         _require(self.temperature > 0, f"training.temperature={self.temperature}: must be above 0")
         _require(
             self.ema_decay is None or 0 < self.ema_decay < 1,

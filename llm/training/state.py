@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from llm.errors import InputError
 from llm.models import Model
-from llm.sharding import partition_spec
+from llm.sharding import ACTIVATIONS, RULES, mesh_axes, partition_spec
 from llm.training.adapters import LORA, Adapters
 from llm.training.losses import OBJECTIVES
 from llm.training.optimizer import rate_factors
@@ -114,16 +114,34 @@ def state_shardings(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
     return jax.tree.map(place, recipe.boxed(), is_leaf=_is_box)
 
 
+# What splits only some models: the mesh axis, and the logical axis of a parameter that those have.
+_SPLITS = {"context": "heads", "expert": "experts"}
+
+
 def check_mesh(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
-    """Raises InputError when an axis of a parameter cannot be split over its mesh axes into equal parts."""
+    """Refuses a mesh that does not fit the model's parameters.
+
+    Raises:
+        InputError: an axis of a parameter cannot be split over its mesh axes into equal parts; or a mesh axis has
+            nothing to split in this model: `expert` without experts, `context` without attention.
+    """
+    found = set()
     for path, box in jax.tree_util.tree_leaves_with_path(recipe.boxed().params, is_leaf=_is_box):
-        for size, logical, axes in zip(box.value.shape, box.names, partition_spec(box.names)):
-            parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+        found |= set(box.names)
+        for size, logical, place in zip(box.value.shape, box.names, partition_spec(box.names)):
+            axes = mesh_axes(place)
+            parts = math.prod(mesh.shape[axis] for axis in axes)
             if size % parts:
                 raise InputError(
                     f"mesh: {path_name(path)} has {size} along its {logical} axis, "
-                    f"which the {parts} parts of {axes} do not divide"
+                    f"which the {parts} parts of {'+'.join(axes)} do not divide"
                 )
+    for axis, logical in _SPLITS.items():
+        if mesh.shape[axis] > 1 and logical not in found:
+            raise InputError(
+                f"mesh.{axis}={mesh.shape[axis]}: this model has no {logical} for it to split; set it to 1, and "
+                "mesh.data splits the rows"
+            )
 
 
 def create(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
@@ -158,13 +176,27 @@ def parameter_table(recipe: Recipe, spec: OptimizerSpec) -> str:
     rows = [("parameter", "shape", "role", "rate", "decay", "logical axes", "mesh axes")]
     for (path, box), factor in zip(jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box), factors):
         x, logical = box.value, box.names
-        name, places = path_name(path), tuple(str(place or "-") for place in partition_spec(logical))
+        name, places = path_name(path), tuple("+".join(mesh_axes(place)) or "-" for place in partition_spec(logical))
         found = role(name)
         rows.append(
             (name, "x".join(map(str, x.shape)), found.name, _rate(factor),
              "yes" if found.decays and factor.any() else "no",
              " ".join(logical), " ".join(places))
         )  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, f"{count_parameters(boxed):,} parameters"])
+    return f"{_aligned(rows)}\n{count_parameters(boxed):,} parameters"
+
+
+def rule_table(recipe: Recipe) -> str:
+    """A readable table of the rules: the mesh axes of each logical axis, and the model's parameters that have it."""
+    leaves = jax.tree_util.tree_leaves_with_path(recipe.boxed().params, is_leaf=_is_box)
+    rows = [("logical axis", "mesh axes", "covers")]
+    for logical, place in RULES.items():
+        covered = [path_name(path) for path, box in leaves if logical in box.names]
+        kind = "activations" if logical in ACTIVATIONS else "no parameter of this model"
+        rows.append((logical, "+".join(mesh_axes(place)) or "-", ", ".join(covered) or kind))
+    return _aligned(rows)
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return "\n".join("  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths)), row[-1]]).rstrip() for row in rows)

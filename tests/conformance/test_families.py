@@ -365,7 +365,7 @@ def test_attention_of_t5_by_hand():
 
 
 def test_experts_by_hand():
-    """Each token through its two likeliest experts, weighed by their shares; the balance counts real tokens alone."""
+    """Each token through its two likeliest experts, weighed by their shares; the losses count real tokens alone."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: np.float32(rng.normal(size=shape))  # noqa: E731
     x, real = draw(2, 5, 6), np.arange(5) < np.array([[5], [3]])
@@ -384,6 +384,7 @@ def test_experts_by_hand():
     close(got, want, 1e-5)
     shares = np.bincount(chosen[real].ravel(), minlength=4) / (2 * 8)
     close(aux["balance"], (8 * 4 * shares @ p[real].mean(0), 8.0), 1e-5)
+    close(aux["router_z"], ((np.log(np.exp(logits[real]).sum(-1)) ** 2).sum(), 8.0), 1e-5)
 
     # The model's, a sum over its two layers.
     row, sums = ROWS["mixture"], table.quick(lambda params, batch: models.build(row.spec).apply(params, batch).aux)

@@ -115,12 +115,13 @@ def test_pairs_weigh_as_many_tokens_as_a_row_has_to_predict():
     assert found["next_sentence_accuracy"] == (right.sum(), 2)
 
 
-def test_the_balance_of_experts_counts_a_mean_by_what_the_loss_weighs():
+def test_the_balance_and_router_of_experts_count_means_by_what_the_loss_weighs():
     b, params = batch(), parameters()
-    aux = {"balance": (jnp.float32(30.0), jnp.float32(20.0))}
-    (_, found), _ = mean_of("causal", b, params, Settings(balance_weight=0.1), aux)
+    aux = {"balance": (jnp.float32(30.0), jnp.float32(20.0)), "router_z": (jnp.float32(80.0), jnp.float32(20.0))}
+    (_, found), _ = mean_of("causal", b, params, Settings(balance_weight=0.1, router_z_weight=0.2), aux)
     (_, plain), _ = mean_of("causal", b, params)
-    np.testing.assert_allclose(found["loss"][0] - plain["loss"][0], 0.1 * 1.5 * b["weights"].sum(), rtol=1e-4)
+    more = 0.1 * 1.5 + 0.2 * 4.0
+    np.testing.assert_allclose(found["loss"][0] - plain["loss"][0], more * b["weights"].sum(), rtol=1e-4)
 
 
 def test_classification_by_hand_and_rows_that_fill_up_a_batch():
@@ -165,9 +166,11 @@ def test_contrastive_loss_by_hand_leaves_out_rows_without_weight():
 
 
 def test_the_settings_of_a_run_reach_its_loss():
-    training = TrainingSpec(loss_chunk=4, label_smoothing=0.1, balance_weight=0.2, temperature=0.3)
+    training = TrainingSpec(
+        loss_chunk=4, label_smoothing=0.1, balance_weight=0.2, router_z_weight=0.05, temperature=0.3
+    )
     found = losses.settings(ObjectiveSpec(kind="masked", mask_rate=0.2), training)
-    assert found == Settings(4, 0.1, 0.2, 0.3, 0.2)
+    assert found == Settings(4, 0.1, 0.2, 0.05, 0.3, 0.2)
 
 
 def test_every_objective_of_the_data_has_a_loss():
