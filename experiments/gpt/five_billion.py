@@ -1,7 +1,8 @@
 """A GPT of 4.97 billion parameters for a pod of 256 TPU v5e: 24 layers, width 4,096, rows of 2,048.
 
 Command:   python -m llm.plan --config=experiments/gpt/five_billion.py --topology=v5e:16x16
-           python -m llm.train --config=experiments/gpt/five_billion.py --workdir=runs/gpt-5b --config.data.train=my/texts
+           python -m llm.train --config=experiments/gpt/five_billion.py --workdir=runs/gpt-5b \
+               --config.data.train=my/texts
 Hardware:  256 TPU v5e; the variant `smoke` runs on two CPU cores
 Time:      `llm.plan` bounds it; benchmarks/README.md has the page
 Score:     none is claimed: it has not been trained

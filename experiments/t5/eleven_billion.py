@@ -3,7 +3,8 @@
 Published with Adafactor; AdamW, which this takes, keeps two moments of every parameter.
 
 Command:   python -m llm.plan --config=experiments/t5/eleven_billion.py --topology=v5e:16x16
-           python -m llm.train --config=experiments/t5/eleven_billion.py --workdir=runs/t5-11b --config.data.train=my/texts
+           python -m llm.train --config=experiments/t5/eleven_billion.py --workdir=runs/t5-11b \
+               --config.data.train=my/texts
 Hardware:  a pod; the variant `smoke` runs on two CPU cores
 Time:      `llm.plan` bounds it; benchmarks/README.md has the page
 Score:     none is claimed: it has not been trained
