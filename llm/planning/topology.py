@@ -79,6 +79,7 @@ def _tpu(name: str) -> Topology:
     }.items():
         os.environ.setdefault(variable, value)
     _only_the_host()
+    _without_cache()
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except jax.errors.JaxRuntimeError as error:
@@ -96,6 +97,7 @@ def _h100(name: str, count: int) -> Topology:
     if count > H100_NODE and rest:
         raise InputError(f"--topology={name}: {count} cards are no whole nodes of {H100_NODE}")
     _only_the_host()
+    _without_cache()
     shape = f"1x{nodes}x{H100_NODE}" if nodes else f"1x1x{count}"
     devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=shape).devices
     target = {"platform": "gpu", "kind": "NVIDIA H100 80GB HBM3", "capability": "9.0", "cores": 132}
@@ -105,3 +107,8 @@ def _h100(name: str, count: int) -> Topology:
 def _only_the_host() -> None:
     """A device that is there is left alone: a plan needs none."""
     jax.config.update("jax_platforms", "cpu")
+
+
+def _without_cache() -> None:
+    """A program for devices that are not there can be written to the cache of compiled ones, and not be read again."""
+    jax.config.update("jax_enable_compilation_cache", False)
