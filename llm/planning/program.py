@@ -7,16 +7,14 @@ import time
 from typing import NamedTuple
 
 import jax
-from jax.experimental import mesh_utils
 
-from llm import models
+from llm import models, sharding
 from llm.attention.target import compiling_for
 from llm.config import Experiment
 from llm.errors import InputError, RunFailed
 from llm.planning.batch import abstract_batch, tokens_of
 from llm.planning.hlo import Instruction, Module, parse
 from llm.planning.topology import Topology
-from llm.sharding import AXES, MeshSpec
 from llm.training import state
 from llm.training.loop import build_step, check_batch, recipe
 
@@ -107,28 +105,15 @@ class Abstract(NamedTuple):
     batch: dict[str, jax.ShapeDtypeStruct]
 
 
-def make_mesh(spec: MeshSpec, topology: Topology) -> jax.sharding.Mesh:
-    """As `llm.sharding.make_mesh`, over the topology's devices.
-
-    Raises:
-        InputError: the config's sizes do not multiply to their number.
-    """
-    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    # A mesh axis may be part of an axis of a torus.
-    devices = mesh_utils.create_device_mesh(
-        spec.shape(len(topology.devices)), topology.devices, allow_split_physical_axes=True
-    )
-    return jax.sharding.Mesh(devices, AXES, axis_types=auto)
-
-
 def abstract(experiment: Experiment, topology: Topology) -> Abstract:
     """The shapes of a run's train step.
 
     Raises:
         InputError: a mesh, batch or model that do not fit each other, or a size that only data could tell.
     """
-    mesh = make_mesh(experiment.mesh, topology)
+    mesh = sharding.make_mesh(experiment.mesh, topology.devices)
     check_batch(experiment.training, mesh)
+    sharding.check_length(experiment.data.row_length, mesh)
     model = models.build(experiment.model, experiment.tokenizer.entries)
     if experiment.objective.kind == "classification" and getattr(model.spec, "classes", None) is None:
         raise InputError("model.classes=None: without data nobody knows; say --config.model.classes=2")

@@ -1,8 +1,11 @@
 """Making the device mesh of a run."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 
 from llm.errors import InputError
 from llm.sharding.rules import RULES, mesh_axes
@@ -14,14 +17,16 @@ def request_cpu_devices(spec: MeshSpec) -> None:
     jax.config.update("jax_num_cpu_devices", spec.cpu_devices)
 
 
-def make_mesh(spec: MeshSpec) -> jax.sharding.Mesh:
-    """The mesh over all devices, with the axes of `llm.sharding.AXES`.
+def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """The mesh over these devices, or all that there are, with the axes of `llm.sharding.AXES`.
 
     Raises:
         InputError: the config's sizes do not multiply to the number of devices.
     """
-    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(spec.shape(jax.device_count()), AXES, axis_types=auto)
+    devices = jax.devices() if devices is None else devices
+    # A mesh axis may be part of an axis of a torus.
+    placed = mesh_utils.create_device_mesh(spec.shape(len(devices)), devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
