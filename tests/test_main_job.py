@@ -103,7 +103,7 @@ def test_show_parameters_trains_nothing():
     result = verb("train", "--config=tests/tiny.py", "--show-parameters")
     assert result.returncode == 0, result.stderr
     row = next(line.split() for line in result.stdout.splitlines() if line.startswith("stack/layers/mlp/down/kernel"))
-    assert row[1:4] == ["2x128x32", "mlp", "yes"]
+    assert row[1:5] == ["2x128x32", "mlp", "1", "yes"]
     rule = next(line.split() for line in result.stdout.splitlines() if line.startswith("vocab "))
     assert rule == ["vocab", "tensor", "embed/table"]
 
