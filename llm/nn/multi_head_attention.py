@@ -77,9 +77,14 @@ class MultiHeadAttention(nn.Module):
         source_BSD is None and replaced where it is given.
         """
         s = self.settings
-        query = self._projection(x_BTD, "query", s.heads, "heads", 1.0 if s.scaled else s.head_width**-0.5)
+
+        def projection(name: str, x, heads: int, axis: str, scale: float = 1.0) -> Projection:
+            axes = ("embed", axis, "head_width")
+            return Projection((x.shape[-1],), (heads, s.head_width), axes, s.bias, scale, self.dtype, name=name)
+
+        query = projection("query", x_BTD, s.heads, "heads", 1.0 if s.scaled else s.head_width**-0.5)
         read = x_BTD if source_BSD is None else source_BSD
-        key, value = (self._projection(read, name, s.kv_heads, "kv_heads") for name in ("key", "value"))
+        key, value = (projection(name, read, s.kv_heads, "kv_heads") for name in ("key", "value"))
         if self.cross:
             q_BTNH = query(x_BTD)
             kept = cache
@@ -106,11 +111,6 @@ class MultiHeadAttention(nn.Module):
                 mask = dataclasses.replace(mask, window=(s.window, None if mask.causal else s.window))
         assert kept is not None, "a source or its cache"
         return self._attend(x_BTD, q_BTNH, kept[0], kept[1], mask, bias), cache
-
-    def _projection(self, x, name: str, heads: int, axis: str, scale: float = 1.0) -> Projection:
-        s, width = self.settings, x.shape[-1]
-        axes = ("embed", axis, "head_width")
-        return Projection((width,), (heads, s.head_width), axes, s.bias, scale, self.dtype, name=name)
 
     def _normed(self, name: str, x: jax.Array) -> jax.Array:
         s = self.settings

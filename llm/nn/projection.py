@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm.nn.packed import Packed, product, products
+from llm.nn.packed import Packed, products
 from llm.nn.parameter import matrix, parameter
 
 
@@ -42,24 +42,25 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x of shape (batch, length, *inputs) to (batch, length, *outputs)."""
         # One plain matrix product: with more axes, XLA on CPU transposes operands of the gradient.
-        flat = self._flat(x)
         if isinstance(self.kernel, Packed):
-            return self._shaped(x, product(flat.reshape(-1, self.fan_in), self.kernel).astype(self.dtype))
-        return self._shaped(x, flat @ self.kernel.astype(self.dtype).reshape(self.fan_in, -1))
-
-    def _flat(self, x: jax.Array) -> jax.Array:
-        return x.astype(self.dtype).reshape(*x.shape[: x.ndim - len(self.inputs)], self.fan_in)
-
-    def _shaped(self, x: jax.Array, flat: jax.Array) -> jax.Array:
-        y = flat.reshape(*x.shape[: x.ndim - len(self.inputs)], *self.outputs)
-        return y + self.shift.astype(self.dtype) if self.bias else y
+            return together(x, self)[0]
+        rows = x.shape[: x.ndim - len(self.inputs)]
+        kernel = self.kernel.astype(self.dtype).reshape(self.fan_in, -1)
+        return _finished(self, rows, x.astype(self.dtype).reshape(*rows, self.fan_in) @ kernel)
 
 
 def together(x: jax.Array, *projections: Projection) -> list[jax.Array]:
-    """What each of some projections makes of x; packed ones are computed at once."""
+    """What each of some projections of the same inputs makes of x; packed kernels are multiplied with at once."""
     kernels = [one.kernel for one in projections]
     packed = [kernel for kernel in kernels if isinstance(kernel, Packed)]
     if len(packed) < len(kernels):
         return [one(x) for one in projections]
-    flat = projections[0]._flat(x).reshape(-1, projections[0].fan_in)
-    return [one._shaped(x, y.astype(one.dtype)) for one, y in zip(projections, products(flat, packed), strict=True)]
+    first = projections[0]
+    rows = x.shape[: x.ndim - len(first.inputs)]
+    found = products(x.astype(first.dtype).reshape(-1, first.fan_in), packed)
+    return [_finished(one, rows, flat) for one, flat in zip(projections, found, strict=True)]
+
+
+def _finished(one: Projection, rows: tuple[int, ...], flat: jax.Array) -> jax.Array:
+    y = flat.astype(one.dtype).reshape(*rows, *one.outputs)
+    return y + one.shift.astype(one.dtype) if one.bias else y

@@ -8,7 +8,7 @@ import pytest
 
 from llm.data import cache
 from llm.nn import native
-from llm.nn.packed import pack, product, unpack
+from llm.nn.packed import pack, product, products, unpack
 
 RNG = np.random.default_rng(0)
 
@@ -80,6 +80,20 @@ def test_products_are_those_of_the_rounded_weights(bits, outputs, inputs, how, r
             steps = np.abs(x).reshape(rows, -1, 32).max(-1).repeat(32, -1) / 32767
             allowed += steps / 2 @ np.abs(weights).T
         assert (np.abs(found - want) <= allowed).all(), (rows, np.abs(found - want).max())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("how", ["xla", "native"])
+def test_several_matrices_at_once(bits, how, request):
+    if how == "native":
+        request.getfixturevalue("compiled")
+    matrices = [pack(RNG.normal(size=(n, 96)).astype(np.float32), bits, native=how == "native") for n in (40, 7, 300)]
+    for rows in (1, 6):
+        x = RNG.normal(size=(rows, 96)).astype(np.float32)
+        found = jax.jit(products)(x, matrices)
+        assert [y.shape for y in found] == [(rows, 40), (rows, 7), (rows, 300)]
+        for y, packed in zip(found, matrices):
+            np.testing.assert_allclose(y, x.astype(np.float64) @ read(packed).T, atol=2e-3)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
