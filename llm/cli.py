@@ -20,7 +20,7 @@ VERBS = {
     "train": "train an experiment config from raw text to a finished, evaluated, sampled model",
     "evaluate": "loss, perplexity and bits per byte of a run over its validation set",
     "generate": "continue a prompt, a file of prompts or a conversation with a run's model",
-    "plan": "compile the train step for hardware that is not there: memory, network, time, cost",
+    "plan": "compile the train step for hardware that is not there: memory, network, least time",
     "convert": "take weights of others in as a run, and write a run as theirs",
 }
 

@@ -10,13 +10,13 @@ from llm.planning.program import compile_program
 from llm.training.metrics import write_json
 
 DESCRIPTION = """\
-Compiles the train step of an experiment for other hardware and says what it needs: memory, network, time, money.
+Compiles the train step of an experiment for other hardware and says what it needs: memory, network, days, device-hours.
 
 No accelerator and no account: a TPU's step is compiled by libtpu (pip install libtpu), an H100's by JAX's CUDA plugin,
 and cpu:8 splits this machine. Data and tokenizer are not looked at; the vocabulary is the config's.
 
-    python -m llm.plan --config=experiments/gpt/gpt3.py:175b --topology=v5p:8x8x16 --config.mesh.fsdp=256 \\
-        --config.mesh.tensor=4
+    python -m llm.plan --config=experiments/gpt/gpt3.py:175b --topology=v5p:8x8x16 --config.mesh.fsdp=128 \\
+        --config.mesh.tensor=8
 """
 
 

@@ -134,7 +134,7 @@ def _estimate(
 ) -> Estimate:
     """By the shapes of a Transformer: what a layer keeps, gathers and reduces."""
     devices, tensor = math.prod(sizes.values()), sizes["tensor"]
-    held = s.tokens / (sizes["data"] * sizes["fsdp"] * sizes["context"])  # tokens of a device in a step
+    held = s.tokens / (devices / tensor)  # tokens of a device in a step: every other axis splits them
     # Of a layer: its norms and residuals, whole along "tensor", and what its products read, split.
     inside = 4 * s.width + (4 * s.width + 3 * s.ff_width) / tensor
     kept = s.layers * (s.width if s.remat else inside) + inside
