@@ -135,21 +135,13 @@ def test_differences_name_the_fields():
     assert config.differences(old, new) == ["model.layers: 4 -> 6", "optimizer.clip_norm: 1.0 -> None"]
 
 
-def test_a_config_without_a_newer_field_reads_as_with_its_default(tmp_path):
-    path: pathlib.Path = tmp_path / "config.json"
-    config.save(resolved(("model.layers", "7")), path)
-    text = path.read_text()
-    assert ',\n    "expert": 1' in text
-    path.write_text(text.replace(',\n    "expert": 1', ""))
-    assert config.read(path) == resolved(("model.layers", "7"))
-
-
-def test_read_refuses_unknown_and_mistyped_fields(tmp_path):
+def test_read_refuses_unknown_missing_and_mistyped_fields(tmp_path):
     path: pathlib.Path = tmp_path / "config.json"
     config.save(resolved(), path)
     text = path.read_text()
     for wrong, right, message in [
         ('"layers": 4', '"layres": 4', "layres"),
+        ('"layers": 4,', "", "model.layers is missing"),
         ('"layers": 4', '"layers": "four"', "expected an integer"),
         ('"seed": 0', '"sede": 0', "unknown section 'sede'"),
         ('"seed": 0,', "", "seed is missing"),
@@ -162,7 +154,7 @@ def test_read_refuses_unknown_and_mistyped_fields(tmp_path):
 def test_a_field_younger_than_a_run_is_at_its_default(tmp_path):
     config.save(resolved(), tmp_path / "config.json")
     values = json.loads((tmp_path / "config.json").read_text())
-    del values["optimizer"]["layer_decay"], values["training"]["max_skipped"]
+    del values["optimizer"]["layer_decay"], values["training"]["max_skipped"], values["mesh"]["expert"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert config.read(tmp_path / "config.json") == resolved()
 
