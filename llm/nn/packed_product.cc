@@ -61,6 +61,18 @@ Half Wide(HalfBytes bytes) {
 #endif
 }
 
+// Bytes, as many as there are lanes.
+Floats Numbers(const int8_t* bytes) {
+#ifdef __AVX2__
+  const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+  return reinterpret_cast<Floats>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)));
+#else
+  Floats lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = bytes[i];
+  return lanes;
+#endif
+}
+
 // The products of two numbers each, summed.
 Words Pairs(Half a, Half b) {
 #ifdef __AVX2__
@@ -72,13 +84,13 @@ Words Pairs(Half a, Half b) {
 #endif
 }
 
-// A row of x in whole numbers. With 4 bits the places of two groups are those in which Straight takes the weights out of
-// their words of 16 bits: the lowest four bits of each, the next, ...
+// A row of x in whole numbers. With 4 bits the places of two groups are those in which Straight takes the weights out
+// of their words of 16 bits: the lowest four bits of each, the next, ...
 struct Row {
   const int16_t* rounded;  // pairs of groups x 64
   const float* scales;     // groups
   const float* sums;       // groups, scaled
-  const float* lanes;      // pairs of groups x kLanes: the scale of the first in the first half, of the other in the other
+  const float* lanes;      // pairs of groups x kLanes: the scale of one in the first half, of the other in the second
 };
 
 // One number in the first half of the lanes, the next in the other.
@@ -138,7 +150,8 @@ float Straight(const uint8_t* values, const float* scales, const float* least, c
   }
   if (g < groups) {
     const HalfFours one = Load<HalfFours>(values);
-    add(__builtin_shufflevector(one, HalfFours{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8), Floats{} + scales[g]);
+    const Fours two = __builtin_shufflevector(one, HalfFours{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
+    add(two, Floats{} + scales[g]);
     low += least[g] * row.sums[g];
   }
   return Sum(total) + (low + high);
@@ -156,12 +169,18 @@ void Tile(const Problem& p, int64_t output, float* unpacked) {
     const int64_t group = output * p.groups + g;
     const uint8_t* values = p.values + group * kGroup * kBits / 8;
     int8_t weights[kGroup];
-    for (int i = 0; i < kGroup; ++i) {
-      if constexpr (kBits == 8) weights[i] = static_cast<int8_t>(values[i]);
-      else weights[i] = i < kGroup / 2 ? values[i] & 15 : values[i - kGroup / 2] >> 4;
+    if constexpr (kBits == 8) {
+      std::memcpy(weights, values, kGroup);
+    } else {
+      const HalfBytes both = Load<HalfBytes>(values), low = both & 15, high = both >> 4 & 15;
+      std::memcpy(weights, &low, sizeof(low));
+      std::memcpy(weights + kGroup / 2, &high, sizeof(high));
     }
     const float scale = FromHalf(p.scales[group]), least = kBits == 4 ? FromHalf(p.least[group]) : 0.0f;
-    for (int i = 0; i < kGroup; ++i) unpacked[g * kGroup + i] = weights[i] * scale + least;
+    for (int i = 0; i < kGroup; i += kLanes) {
+      const Floats lanes = Numbers(weights + i) * scale + least;
+      std::memcpy(unpacked + g * kGroup + i, &lanes, sizeof(lanes));
+    }
   }
   for (int64_t row = 0; row < p.rows; row += kRows) {
     const int64_t from = std::min(row, p.rows - kRows);  // the last block repeats rows rather than be a smaller one
@@ -209,8 +228,8 @@ void Outputs(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
-// Chunks of outputs of all matrices, each taken by whoever is free. The caller works too, and waits only for chunks that
-// others have begun: a pool without a free thread makes it slower, never stuck.
+// Chunks of outputs of all matrices, each taken by whoever is free. The caller works too, and waits only for chunks
+// that others have begun: a pool without a free thread makes it slower, never stuck.
 struct Work {
   std::vector<Problem> problems;
   int bits;
@@ -278,7 +297,7 @@ ffi::Error PackedProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Rem
     const auto least = matrices.get<ffi::Buffer<ffi::F16>>(3 * i + 2);
     auto y = results.get<ffi::Buffer<ffi::F32>>(i);
     if (!values || !scales || !least || !y) {
-      return ffi::Error::InvalidArgument("expected values, float16 scales and least of each matrix, and float32 results");
+      return ffi::Error::InvalidArgument("expected values, float16 scales and least of each matrix, float32 results");
     }
     const auto shape = values->dimensions();
     const bool known = shape.size() == 3 && shape[1] == groups && (shape[2] == kGroup || shape[2] == kGroup / 2);
