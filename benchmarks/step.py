@@ -1,7 +1,7 @@
 """Tokens a second of our train step against the same model in torch, in one run, alternating.
 
     pip install -r benchmarks/requirements.txt
-    python -m benchmarks.step [--preset=7m|quickstart] [--compile]
+    python -m benchmarks.step [--preset=7m|30m|quickstart] [--compile]
 
 Both hold the same GPT (learned positions, layer norm, tanh GELU, no biases) with the same parameters, float32,
 AdamW and clipping at 1. Before anything is timed, their losses and gradient norms must agree to 1e-3. Rounds alternate
@@ -36,6 +36,7 @@ from llm.training.step import compile_train_step, put_batch
 COMMON = {"position": "learned", "norm": "layer", "norm_epsilon": 1e-5, "activation": "gelu_tanh"}
 PRESETS = {
     "7m": (GPTSpec(8192, 256, layers=4, width=256, heads=4, unroll=4, tied=False, **COMMON), 8),
+    "30m": (GPTSpec(16384, 256, layers=6, width=448, heads=7, unroll=6, tied=False, **COMMON), 4),
     "quickstart": (GPTSpec(4096, 128, layers=4, width=128, heads=4, unroll=4, **COMMON), 8),
 }
 Step = Callable[[], tuple[float, float]]  # runs one update, returns its loss and gradient norm

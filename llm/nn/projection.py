@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm.nn.matmul import matmul
 from llm.nn.packed import Packed, products
 from llm.nn.parameter import matrix, parameter
 
@@ -46,7 +47,7 @@ class Projection(nn.Module):
             return together(x, self)[0]
         rows = x.shape[: x.ndim - len(self.inputs)]
         kernel = self.kernel.astype(self.dtype).reshape(self.fan_in, -1)
-        return _finished(self, rows, x.astype(self.dtype).reshape(*rows, self.fan_in) @ kernel)
+        return _finished(self, rows, matmul(x.astype(self.dtype).reshape(*rows, self.fan_in), kernel))
 
 
 def together(x: jax.Array, *projections: Projection) -> list[jax.Array]:
