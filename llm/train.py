@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llm import cli, config, models, sharding
-from llm.data import Dataset, Prepared, prepare
+from llm.data import Dataset, Prepared, cache, prepare
 from llm.data.preparation import specials
 from llm.errors import InputError
 from llm.evaluation import report
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
             model = models.build(experiment.model, experiment.tokenizer.entries, classes=2)
         made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, 0)
         optimizer = trained_by(experiment.training, experiment.optimizer)
-        check_rates(optimizer, made_of.boxed().params)
+        check_rates(optimizer, made_of.boxed.params)
         print(state.parameter_table(made_of, optimizer))
         print(f"\n{state.rule_table(made_of)}")
         return
@@ -65,6 +65,7 @@ def main(argv: list[str]) -> None:
         parser.error("the following arguments are required: --workdir")
     workdir = cli.writable_workdir(flags.workdir)
     refuse_imported(workdir)
+    cli.keep_compiled(cache.folder() / "compiled")
     run(experiment, workdir)
 
 
