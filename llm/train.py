@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
             model = models.build(experiment.model, experiment.tokenizer.entries, classes=2)
         made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, 0)
         optimizer = trained_by(experiment.training, experiment.optimizer)
-        check_rates(optimizer, made_of.boxed.params)
+        check_rates(optimizer, made_of.boxed().params)
         print(state.parameter_table(made_of, optimizer))
         print(f"\n{state.rule_table(made_of)}")
         return

@@ -70,7 +70,7 @@ def estimates(experiment: Experiment, devices: int, device: Device) -> list[Esti
     """
     spec = experiment.model
     model = models.build(spec, experiment.tokenizer.entries)
-    boxed = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed).boxed
+    boxed = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed).boxed()
     row = made_up_row(experiment, model.spec.vocab_size)
     tokens = experiment.training.batch_size * tokens_of(row)
     decoder = getattr(spec, "decoder_layers", 0)

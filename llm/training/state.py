@@ -94,9 +94,13 @@ class Recipe:
         params = state.params if state.ema is None else state.ema
         return params if self.adapters is None else jax.jit(self.adapters.merge)(params)
 
-    @functools.cached_property
     def boxed(self) -> TrainState:
         """The state's shapes, each parameter (and each moment of one) in the box that names its logical axes."""
+        return self._boxed
+
+    @functools.cached_property
+    def _boxed(self) -> TrainState:
+        # Kept: it takes a trace of the whole model, and a run asks half a dozen times.
         return jax.eval_shape(lambda: self.create(unbox=lambda params: params))
 
 
@@ -113,7 +117,7 @@ def state_shardings(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
         # A frozen parameter's moments are an empty node in its box.
         return jax.tree.map(lambda _: NamedSharding(mesh, partition_spec(x.names)), x.value)
 
-    return jax.tree.map(place, recipe.boxed, is_leaf=_is_box)
+    return jax.tree.map(place, recipe.boxed(), is_leaf=_is_box)
 
 
 # What splits only some models: the mesh axis, and the logical axis of a parameter that those have.
@@ -128,7 +132,7 @@ def check_mesh(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
             nothing to split in this model: `expert` without experts, `context` without attention.
     """
     found = set()
-    for path, box in jax.tree_util.tree_leaves_with_path(recipe.boxed.params, is_leaf=_is_box):
+    for path, box in jax.tree_util.tree_leaves_with_path(recipe.boxed().params, is_leaf=_is_box):
         found |= set(box.names)
         for size, logical, place in zip(box.value.shape, box.names, partition_spec(box.names)):
             axes = mesh_axes(place)
@@ -153,10 +157,10 @@ def create(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
 
 def abstract(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state without its values: the target of a restore."""
+    # Not nn.unbox, which under a mesh constrains what it takes out, and shapes cannot be.
+    shapes = jax.tree.map(lambda x: x.value if _is_box(x) else x, recipe.boxed(), is_leaf=_is_box)
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        nn.unbox(recipe.boxed),
-        state_shardings(recipe, mesh),
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, state_shardings(recipe, mesh)
     )
 
 
@@ -174,7 +178,7 @@ def parameter_table(recipe: Recipe, spec: OptimizerSpec) -> str:
     """A readable table of all parameters: shape, role, factor on the learning rate (from the lowest layer's to the
     highest's), whether it decays, logical axes and their mesh axes.
     """
-    boxed = recipe.boxed.params
+    boxed = recipe.boxed().params
     factors = jax.tree.leaves(rate_factors(spec, nn.unbox(boxed)))
     rows = [("parameter", "shape", "role", "rate", "decay", "logical axes", "mesh axes")]
     for (path, box), factor in zip(jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box), factors):
@@ -191,7 +195,7 @@ def parameter_table(recipe: Recipe, spec: OptimizerSpec) -> str:
 
 def rule_table(recipe: Recipe) -> str:
     """A readable table of the rules: the mesh axes of each logical axis, and the model's parameters that have it."""
-    leaves = jax.tree_util.tree_leaves_with_path(recipe.boxed.params, is_leaf=_is_box)
+    leaves = jax.tree_util.tree_leaves_with_path(recipe.boxed().params, is_leaf=_is_box)
     rows = [("logical axis", "mesh axes", "covers")]
     for logical, place in RULES.items():
         covered = [path_name(path) for path, box in leaves if logical in box.names]

@@ -77,7 +77,7 @@ def main(family: str) -> None:
         compiled = jax.jit(jax.value_and_grad(mean), compiler_options=options())
         return jax.device_get(compiled(params, batch))
 
-    boxed = recipe.boxed.params
+    boxed = recipe.boxed().params
     rng, shapes = np.random.default_rng(1), nn.unbox(boxed)
     # Tables and kernels alike in size: attention is then neither flat nor a choice of one key.
     params = jax.tree.map_with_path(

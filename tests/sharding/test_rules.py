@@ -44,7 +44,7 @@ def constrained() -> set[str]:
 def test_rules_cover_every_family_and_each_rule_covers_something():
     assert {type(ROWS[name].spec) for name in FAMILIES} == {family.spec for family in models.FAMILIES.values()}
     adapted = Recipe(models.build(ROWS["llama"].spec), optax.identity(), adapters=Adapters(2, 1.0, ("attention",)))
-    boxes = jax.tree.leaves(adapted.boxed.params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    boxes = jax.tree.leaves(adapted.boxed().params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
     adapters = {axis for box in boxes for axis in box.names}
     assert set().union(constrained(), adapters, *map(logical_axes, FAMILIES)) == set(RULES)
     assert {axis for rule in RULES.values() for axis in sharding.mesh_axes(rule)} == set(AXES)

@@ -236,7 +236,7 @@ def test_factors_scale_updates_and_layers_decay_from_the_top():
 
 def test_stacks_are_counted_each_by_itself():
     m = build(T5Spec(vocab_size=19, layers=3, decoder_layers=2, width=8, heads=2, head_width=4, ff_width=8))
-    params = state.Recipe(m, optax.identity(), "seq2seq").boxed.params
+    params = state.Recipe(m, optax.identity(), "seq2seq").boxed().params
     found = flat(optimizer.rate_factors(OptimizerSpec(layer_decay=0.5), nn.unbox(params)))
     np.testing.assert_allclose(found["encoder/layers/mlp/down/kernel"].ravel(), [1 / 8, 1 / 4, 1 / 2])
     np.testing.assert_allclose(found["decoder/layers/mlp/down/kernel"].ravel(), [1 / 4, 1 / 2])
@@ -253,7 +253,7 @@ def test_wrong_rates_are_refused_and_right_ones_shown():
             OptimizerSpec(rates=rates)
     m = build(GPTSpec(vocab_size=19, context=8, layers=3, width=16, heads=2))
     recipe = state.Recipe(m, optax.identity())
-    params = recipe.boxed.params
+    params = recipe.boxed().params
     for rates, message in {
         ("expert=2",): "no parameter of this model is 'expert'",
         ("*/mpl/*=2",): "no parameter of this model is",
