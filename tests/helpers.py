@@ -7,6 +7,7 @@ import sys
 
 from llm.data import DataSpec
 from llm.data.sources import read_all
+from tests.launcher import Launcher
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -21,11 +22,32 @@ def command(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", f"llm.{name}", *map(str, arguments)]
 
 
-def verb(name: str, *arguments: object, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a verb to its end."""
+def launch(name: str, *arguments: object, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a verb to its end by its command line."""
     return subprocess.run(
         command(name, *arguments), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300
     )
+
+
+def _read_early(environment: dict[str, str]) -> dict[str, str]:
+    """What is read before a verb's `main`: by the interpreter, and while JAX is imported."""
+    return {key: value for key, value in environment.items() if key.startswith(("JAX_", "PYTHON"))}
+
+
+_AT_THE_START = environment()
+_LAUNCHERS: list[Launcher] = []
+
+
+def verb(name: str, *arguments: object, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """As `launch`, its imports saved: a process of its own, forked from one that has imported the verbs.
+
+    Where a test has changed what is read before that, it is launched by its command line.
+    """
+    if _read_early(environment(**env)) != _read_early(_AT_THE_START):
+        return launch(name, *arguments, cwd=cwd, **env)
+    if not _LAUNCHERS:
+        _LAUNCHERS.append(Launcher(_AT_THE_START, ROOT))
+    return _LAUNCHERS[0].run(name, [*map(str, arguments)], cwd, environment(**env), timeout=300)
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:

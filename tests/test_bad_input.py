@@ -8,7 +8,18 @@ import time
 
 import pytest
 
-from tests.helpers import ROOT, assert_refused, assert_refused_last, command, environment, tiny, verb, write_corpus
+from llm.cli import VERBS
+from tests.helpers import (
+    ROOT,
+    assert_refused,
+    assert_refused_last,
+    command,
+    environment,
+    launch,
+    tiny,
+    verb,
+    write_corpus,
+)
 
 QUICK = "--config=experiments/quickstart.py:smoke"
 
@@ -292,9 +303,9 @@ def test_a_validation_source_that_cleans_to_nothing(tmp_path, corpus):
     assert_refused_last(refused, "empty.txt", "no validation text is left after cleaning")
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "generate"])
+@pytest.mark.parametrize("name", VERBS)
 def test_help_is_short_and_exits_0(name):
-    result = verb(name, "--help")
+    result = launch(name, "--help")
     assert result.returncode == 0 and result.stderr == ""
     assert len(result.stdout.splitlines()) < 40 and f"python -m llm.{name}" in result.stdout
 
@@ -302,5 +313,5 @@ def test_help_is_short_and_exits_0(name):
 def test_the_index_lists_every_verb():
     result = subprocess.run([*command("train")[:2], "llm"], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert result.returncode == 0
-    for name in ("prepare", "train", "evaluate", "generate"):
+    for name in VERBS:
         assert f"llm.{name} " in result.stdout

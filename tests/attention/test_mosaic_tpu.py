@@ -1,7 +1,6 @@
 """The TPU kernels: what they compile to on four generations, races and bounds, and the list of pairs they visit."""
 
 import dataclasses
-import os
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +27,11 @@ TOPOLOGIES = {"v5e:2x2": "TPU v5 lite", "v5p:2x2x1": "TPU v5", "v6e:2x2": "TPU v
 @pytest.fixture(scope="module")
 def devices():
     """A description of one device of every generation, from libtpu, which tests/requirements.txt installs."""
-    # Two test processes at once would otherwise trip over libtpu's lock file.
-    os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
-    return {name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0] for name in TOPOLOGIES}
+    with pytest.MonkeyPatch.context() as patch:
+        # Two test processes at once would otherwise trip over libtpu's lock file.
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        yield {name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0] for name in TOPOLOGIES}
 
 
 def compiled(device, *, B=2, T=1024, S=1024, N=4, K=2, H=128, dtype=jnp.bfloat16, backward=True, fields=(), **call):

@@ -37,7 +37,7 @@ ON_DEVICE = {
 
 
 def marks(name: str, variant: str):
-    if variant == "mosaic_gpu interpreted in bfloat16" and name not in table.GPU_INTERPRETED:
+    if table.seldom(name, variant):
         return pytest.mark.slow
     return ON_DEVICE.get(variant, ())
 
