@@ -1,6 +1,7 @@
 """The train state: everything that a step changes and a checkpoint keeps."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -95,6 +96,10 @@ class Recipe:
 
     def boxed(self) -> TrainState:
         """The state's shapes, each parameter (and each moment of one) in the box that names its logical axes."""
+        return self._boxed
+
+    @functools.cached_property  # tracing a model takes seconds, and a run asks several times
+    def _boxed(self) -> TrainState:
         return jax.eval_shape(lambda: self.create(unbox=lambda params: params))
 
 
@@ -151,7 +156,7 @@ def create(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
 
 def abstract(recipe: Recipe, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state without its values: the target of a restore."""
-    shapes = jax.eval_shape(lambda: recipe.create(unbox=nn.unbox))
+    shapes = jax.tree.map(lambda x: x.value if _is_box(x) else x, recipe.boxed(), is_leaf=_is_box)
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, state_shardings(recipe, mesh)
     )
