@@ -14,7 +14,7 @@ def get_config(variant: str = "") -> Config:
     config.model.width = 16
     config.model.dropout = 0.1
     config.model.carry = config.objective.stream = True
-    config.training.steps = 240
+    config.training.steps = 140
     config.training.batch_size = 2
     config.training.log_every = 1
     config.training.validate_every = 1000

@@ -99,8 +99,10 @@ def first_bad(
     keys = [jax.random.fold_in(jax.random.fold_in(state.rng, saved.step - 1), i) for i in range(microbatches)]
     carried = () if state.carry is None else (state.carry,)
     look = looked_at(loss, ordered=mesh.size == 1)
+    calls: list[Call] = []
     for part, key in zip(parts, keys):
-        sums, call = look(state.params, part, key, *carried)
+        sums, calls = look(state.params, part, key, *carried)
+        call = next((one for one in calls if one.bad), None)
         if call is not None:
             found = f"what module {_where(call)} gives: {call.bad:,} of {call.size:,} numbers are not finite"
             say(f"{found}; the largest number that it was given is {call.largest:.3g}")
@@ -113,9 +115,9 @@ def first_bad(
         return worst  # a moment, or a parameter that nothing of this batch meets
 
     gradients, weight = _gradients(loss, state.params, parts, keys, carried)
-    found = bad_leaves("gradient", gradients)
-    if found:
-        return found[0]
+    found = first_bad_gradient(gradients, calls)
+    if found is not None:
+        return found
     gradients = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), gradients)
     norm = optax.tree.norm(gradients)
     say(f"gradient: finite, its norm is {float(norm):.6g}")
@@ -144,7 +146,35 @@ def bad_leaves(kind: str, tree: Any) -> list[str]:
     return found
 
 
-def looked_at(loss: Callable, ordered: bool = True) -> Callable[..., tuple[dict, Call | None]]:
+def first_bad_gradient(gradients: Any, calls: list[Call]) -> str | None:
+    """The gradient that is not finite and comes first in the backward pass, in words: that of the last call of all.
+
+    A parameter that several calls share, a tied table, has its gradient only when the first of them is passed.
+    """
+    first_call: dict[tuple[str, int], int] = {}
+    for at, call in enumerate(calls):
+        module = call.name.split(".")[0]
+        first_call.setdefault((module, call.round if _in_layers(module) else 0), at)
+    modules = {module for module, _ in first_call}
+    found: list[tuple[int, str]] = []
+    for path, x in jax.tree_util.tree_leaves_with_path(gradients):
+        bad = ~np.isfinite(np.asarray(x, np.float32))
+        if not bad.any():
+            continue
+        name = path_name(path)
+        layers = np.flatnonzero(bad.reshape(len(x), -1).any(1)) if _in_layers(name) else [0]
+        owner = max((one for one in modules if name.startswith(f"{one}/")), key=len, default="")
+        where = f" in layer {layers[-1]}" if _in_layers(name) else ""
+        found.append(
+            (
+                first_call.get((owner, int(layers[-1])), -1),
+                f"gradient {name}{where}: {bad.sum():,} of {x.size:,} numbers are not finite",
+            )
+        )
+    return max(found, default=(0, None))[1]
+
+
+def looked_at(loss: Callable, ordered: bool = True) -> Callable[..., tuple[dict, list[Call]]]:
     """A loss that looks at what every module gives, each layer by itself.
 
     Args:
@@ -152,7 +182,7 @@ def looked_at(loss: Callable, ordered: bool = True) -> Callable[..., tuple[dict,
         ordered: keeps the reports in the order of the program, which only one device can.
 
     Returns:
-        f(*arguments) -> the sums, and the first call of a module, in the order of the program, that is not all finite.
+        f(*arguments) -> the sums, and all calls of modules in the order of the program.
     """
     calls: list[tuple[int, Call]] = []  # with the place of the call in the traced program
     places = itertools.count()
@@ -177,14 +207,13 @@ def looked_at(loss: Callable, ordered: bool = True) -> Callable[..., tuple[dict,
 
     program = jax.jit(lambda *arguments: loss(*arguments))  # of its own: no trace from before is taken for it
 
-    def run(*arguments) -> tuple[dict, Call | None]:
+    def run(*arguments) -> tuple[dict, list[Call]]:
         calls.clear()
         with nn.intercept_methods(look):
             result: Any = program(*arguments)
         sums = jax.device_get(result[0] if len(arguments) == 4 else result)
         jax.effects_barrier()
-        order = _order(calls)
-        return sums, min((one for one in calls if one[1].bad), key=order, default=(0, None))[1]
+        return sums, [call for _, call in sorted(calls, key=_order(calls))]
 
     return run
 
