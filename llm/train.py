@@ -1,5 +1,6 @@
 """`python -m llm.train`: from an experiment config and raw text to a trained, evaluated, sampled model."""
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -23,8 +24,10 @@ from llm.training import metrics, state
 from llm.training.checkpoint import Checkpoints
 from llm.training.loop import Trained, check_batch, recipe, train, trained_by
 from llm.training.optimizer import check_rates, factor_of
+from llm.training.replay import replay
 from llm.training.roles import path_name
 from llm.training.spec import OptimizerSpec
+from llm.training.watch import Profile
 
 Prompt = tuple[list[int], list[int] | None]  # what opens the row, and what an encoder reads
 
@@ -32,7 +35,8 @@ DESCRIPTION = """\
 Runs an experiment: prepares its data, trains, validates, samples.
 
 Everything goes to --workdir, which holds the run: config.json, tokenizer.json, data/, checkpoints/, metrics.jsonl,
-tensorboard/, summary.json, curves.png. A run that was stopped or killed goes on when the same command is given again.
+tensorboard/, summary.json, curves.png; profile/ of --profile, diagnostics/ of steps that were not finite. A run that
+was stopped or killed goes on when the same command is given again.
 
 Every field of the config can be set: --config.optimizer.learning_rate=3e-4
 """
@@ -48,7 +52,17 @@ def main(argv: list[str]) -> None:
         action="store_true",
         help="print every parameter's role, factor on the rate, decay and place, and the rules; train nothing",
     )
+    parser.add_argument("--profile", metavar="START:COUNT", help="trace COUNT steps from step START, for xprof")
+    parser.add_argument(
+        "--debug-nans",
+        nargs="?",
+        const=0,
+        type=int,
+        metavar="STEP",
+        help="name the first tensor that was not finite in a step that was skipped, the latest or STEP; train nothing",
+    )
     flags, rest = parser.parse_known_args(argv)
+    profile = None if flags.profile is None else Profile(flags.profile)
     experiment = config.resolve(config.override(config.load(flags.config), cli.overrides(rest)))
     if flags.show_parameters:
         # Where the data have not been looked at, a classification head is shown with two classes.
@@ -66,13 +80,23 @@ def main(argv: list[str]) -> None:
     workdir = cli.writable_workdir(flags.workdir)
     refuse_imported(workdir)
     cli.keep_compiled(cache.folder() / "compiled")
-    run(experiment, workdir)
+    run(experiment, workdir, profile, flags.debug_nans)
 
 
-def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
-    """Runs an experiment in its folder, or what is left of it."""
+def run(
+    experiment: config.Experiment, workdir: pathlib.Path, profile: Profile | None = None, debug_nans: int | None = None
+) -> None:
+    """Runs an experiment in its folder, or what is left of it.
+
+    Args:
+        profile: of which steps to write a trace.
+        debug_nans: looks at this step that was skipped, 0 at the latest, and trains nothing; None trains.
+    """
     began = time.perf_counter()
     _refuse_other_config(experiment, workdir)
+    if debug_nans is not None and not (workdir / "config.json").is_file():
+        raise InputError(f"--debug-nans: {workdir} holds no config.json: it is not a run's folder")
+    wandb = metrics.wandb_package(experiment.training.wandb)
     sharding.request_cpu_devices(experiment.mesh)
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment.training, mesh)
@@ -97,11 +121,19 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     check_rates(optimizer, params)
     if start is not None:
         _check_fresh(params, matching(params, start), optimizer, start)
+    if debug_nans is not None:
+        with jax.set_mesh(mesh):
+            step = debug_nans or None
+            training, objective = experiment.training, experiment.objective
+            replay(model, training, experiment.optimizer, objective, experiment.seed, mesh, workdir, step)
+        return
     # All that can be refused has been: only now the folder becomes this experiment's.
     if not (workdir / "config.json").is_file():
         config.save(experiment, workdir / "config.json")
     summary_file = workdir / "summary.json"
     if summary_file.is_file():
+        if profile is not None:
+            profile.check(experiment.training.steps, experiment.training.steps)
         print(f"{workdir} is finished; another workdir starts anew")
         _report(json.loads(summary_file.read_text(encoding="utf-8")), workdir)
         return
@@ -121,6 +153,10 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
             workdir,
             validate=lambda params: scorer.loss(params, experiment.training.validation_rows),
             initial=lambda params: params if start is None else shared(params, open_run(str(start.workdir))),
+            profile=profile,
+            open_tracker=lambda: (
+                wandb and metrics.open_wandb(wandb, experiment.training.wandb, workdir, dataclasses.asdict(experiment))
+            ),
         )
         summary = _finish(experiment, prepared, prompts, model, scorer, trained, workdir)
     shown = ("loss", "accuracy")  # looked at along the run too
@@ -209,18 +245,15 @@ def _finish(
     with tqdm(total=scorer.rows, desc="validating", unit="row", mininterval=0.5) as bar:
         scores = scorer.scores(params, bar.update)
     report.write_records(scores, workdir)
-    flops = 3 * model.flops_per_token(params, experiment.data.row_length)  # the backward pass costs two forward ones
-    rate = trained.tokens_per_second
-    peak, peak_of = metrics.peak_flops()
     return {
         "parameters": state.count_parameters(params),
         "steps": int(trained.state.step),
         "skipped_steps": int(trained.state.skipped),
         "train_tokens": trained.tokens,
         "train_seconds": trained.seconds,
-        "tokens_per_second": rate,
-        "mfu": flops * rate / (peak * jax.device_count()),
-        "mfu_of": peak_of,
+        "tokens_per_second": trained.tokens_per_second,
+        "mfu": trained.mfu,
+        "mfu_of": trained.mfu_of,
         "objective": experiment.objective.kind,
         "validation": scores.numbers,
         "samples": _samples(experiment, prepared, prompts, model, params),

@@ -320,7 +320,7 @@ def sequential(dataset, batch_size: int, limit: int | None = None) -> Iterator[B
 
 def prefetch(make: Callable[[int], dict], steps: Iterable[int], depth: int = 2) -> Iterator[dict]:
     """make(step) for each step in order, the next `depth` under way in a thread while the caller works on this one."""
-    pool = concurrent.futures.ThreadPoolExecutor(1)
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches")
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
         for step in steps:

@@ -54,6 +54,11 @@ class Mixture:
         return self._datasets[0].row_length
 
     @property
+    def buckets(self) -> tuple[int, ...]:
+        """Lengths that batches are padded to."""
+        return self._datasets[0].buckets
+
+    @property
     def tokens(self) -> int:
         """Targets of all rows of all datasets."""
         return sum(dataset.tokens for dataset in self._datasets)

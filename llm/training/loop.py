@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from llm import models
@@ -21,29 +20,30 @@ from llm.stop import stop_signal
 from llm.training import losses
 from llm.training import optimizer as optimizers
 from llm.training import state as states
-from llm.training.adapters import Adapters
+from llm.training.adapters import Adapters, without
 from llm.training.checkpoint import Checkpoints
+from llm.training.diagnostics import Diagnostics
 from llm.training.metrics import MetricsLog
 from llm.training.roles import path_name
 from llm.training.spec import OptimizerSpec, TrainingSpec
 from llm.training.step import compile_train_step, put_batch
+from llm.training.watch import Profile, Watch
+from llm.training.watch import say as warn
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """What the loop hands on: the final state, the model's parameters out of it (`Recipe.model_params`), and the time
-    and tokens of all its parts before and after resumes.
+    """What the loop hands on: the final state, the model's parameters out of it (`Recipe.model_params`), the time and
+    tokens of all its parts before and after resumes, their rate, and which share of which peak (MFU) that is.
     """
 
     state: states.TrainState
     params: Any
     seconds: float
     tokens: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Mean over the loop, compilation included."""
-        return self.tokens / max(self.seconds, 1e-9)
+    tokens_per_second: float
+    mfu: float
+    mfu_of: str
 
 
 def recipe(
@@ -62,6 +62,19 @@ def trained_by(spec: TrainingSpec, optimizer_spec: OptimizerSpec) -> OptimizerSp
     return optimizer_spec if spec.lora_rank is None else optimizers.of_adapters(optimizer_spec)
 
 
+def loss_of(
+    made_of: states.Recipe, spec: TrainingSpec, optimizer_spec: OptimizerSpec, objective: ObjectiveSpec
+) -> Callable:
+    """What a run minimises, as a function of all that its state has for parameters (`losses.build`)."""
+    rates, whole_loss = trained_by(spec, optimizer_spec), losses.build(made_of.model, objective, spec)
+
+    def loss(params, *arguments):
+        params = optimizers.stop_frozen(rates, params)
+        return whole_loss(params if made_of.adapters is None else made_of.adapters.merge(params), *arguments)
+
+    return loss
+
+
 def build_step(
     made_of: states.Recipe,
     spec: TrainingSpec,
@@ -70,16 +83,10 @@ def build_step(
     mesh: jax.sharding.Mesh,
 ) -> Callable:
     """THE train step of a run, jitted over the mesh: what the loop runs, and what `llm.planning` compiles."""
-    rates, whole_loss = trained_by(spec, optimizer_spec), losses.build(made_of.model, objective, spec)
-
-    def loss(params, *arguments):
-        params = optimizers.stop_frozen(rates, params)
-        return whole_loss(params if made_of.adapters is None else made_of.adapters.merge(params), *arguments)
-
     return compile_train_step(
         mesh,
         states.state_shardings(made_of, mesh),
-        loss=loss,
+        loss=loss_of(made_of, spec, optimizer_spec, objective),
         optimizer=made_of.optimizer,
         schedule=optimizers.schedule(optimizer_spec, spec.steps),
         clip_norm=optimizer_spec.clip_norm,
@@ -100,15 +107,19 @@ def train(
     validate: Callable[[object], dict[str, float]],
     initial: Callable[[object], object] = lambda params: params,
     say: Callable[[str], None] = print,
+    profile: Profile | None = None,
+    open_tracker: Callable[[], Any] = lambda: None,
 ) -> Trained:
     """Trains to `spec.steps` steps, from the newest complete checkpoint of `workdir` if it has one.
 
     Args:
         validate: f(the model's params) -> numbers by name, called every `validate_every` steps.
         initial: f(fresh parameters, with adapters) -> those that a new run starts from.
+        profile: of which steps to write a trace.
+        open_tracker: gives what the record is sent to as well, once the run begins; None is nothing.
 
     Raises:
-        InputError: the checkpoint was made with other data, or the disk has no room.
+        InputError: the checkpoint was made with other data, the disk has no room, or the profile is of no step to come.
         RunFailed: too many steps in a row had no finite gradient.
         Stopped: a stop signal came; the state is saved.
     """
@@ -137,6 +148,8 @@ def train(
         state = states.TrainState(**checkpoints.restore(start, states.saved(target)))
         seconds_before, tokens = facts["seconds"], facts["tokens"]
         say(f"resuming at step {start} of {spec.steps}")
+    if profile is not None:
+        profile.check(start, spec.steps)
 
     rates = trained_by(spec, optimizer_spec)
     if optimizers.freezes(rates):
@@ -150,75 +163,91 @@ def train(
         host = batch_at(prepared.train, seed, step, spec.batch_size, jax.process_index(), jax.process_count())
         return put_batch(mesh, host)
 
-    log = MetricsLog(workdir, start)
+    # The backward pass costs two forward ones.
+    flops = 3 * model.flops_per_token(without(target.params), prepared.train.row_length)
+    watch = Watch(step_function, flops, workdir, tokens, prepared.train.buckets, profile)
+    diagnostics = Diagnostics(workdir, say)
+    log = MetricsLog(workdir, start, open_tracker())
     began = time.perf_counter()
 
-    def seconds() -> float:
-        return seconds_before + time.perf_counter() - began
-
-    def save(step: int) -> None:
-        checkpoints.save(step, states.saved(state), fingerprints=fingerprints, seconds=seconds(), tokens=tokens)
+    def so_far() -> dict:
+        seconds = seconds_before + time.perf_counter() - began
+        return {"fingerprints": fingerprints, "seconds": seconds, "tokens": tokens}
 
     bar = tqdm(total=spec.steps, initial=start, desc="training", unit="step", mininterval=0.5, dynamic_ncols=True)
-    mark, marked_tokens = began, tokens
     pending: collections.deque[tuple[int, dict, dict]] = collections.deque()
+    # After a step that was skipped none is under way while it is looked at, so that when the run fails the state is
+    # the one that the last step failed on.
+    waits = spec.max_skipped == 1
 
     def account() -> dict[str, float]:
         """Takes the oldest pending step into the record: its tokens, and whether it was skipped."""
-        nonlocal tokens
+        nonlocal tokens, waits
         done, batch, metrics = pending.popleft()
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         tokens += round(metrics["tokens"])
         bar.update()
+        fails = metrics["skipped_in_a_row"] >= spec.max_skipped
+        waits = bool(metrics["skipped"]) or spec.max_skipped == 1
         if metrics["skipped"]:
-            tqdm.write(f"step {done} is skipped: its loss or gradient is not finite")
-        if metrics["skipped_in_a_row"] >= spec.max_skipped:
-            where = _save_diagnostic(workdir, done, batch, metrics)
+            where = diagnostics.save_batch(done, batch, metrics, always=fails)
+            kept = "" if where is None else f"; its batch is in {where}"
+            warn(f"step {done} is skipped: its loss or gradient is not finite{kept}")
+        if fails:
             checkpoints.wait()
+            diagnostics.save_state(done, states.saved(state), so_far())
             raise RunFailed(
                 f"{spec.max_skipped} steps in a row had no finite gradient, the last is step {done}; its batch is in "
-                f"{where}; lower optimizer.learning_rate, or look at the batch"
+                f"{where}; the same command with --debug-nans says where it begins; lower optimizer.learning_rate, or "
+                "look at the batch"
             )
         return metrics
 
-    with stop_signal.deferred(), bar:
-        for step, batch in zip(range(start, spec.steps), prefetch(make, range(start, spec.steps))):
-            state, metrics = step_function(state, batch)
-            done = step + 1
-            pending.append((done, batch, metrics))
-            last = done == spec.steps
-            stopping = stop_signal.requested and not last
-            validating = done % spec.validate_every == 0 and not last
-            saving = done % spec.checkpoint_every == 0 or last or stopping
-            logging = done % spec.log_every == 0 or validating or last
-            # The device works on this step while the host looks at the one before; a step that is looked at in any
-            # other way is waited for.
-            while len(pending) > (0 if logging or saving else 1):
-                recorded = account()
-            if logging:
-                now = time.perf_counter()
-                rate, mark, marked_tokens = (tokens - marked_tokens) / (now - mark), now, tokens
-                row = {"step": done, "tokens_per_second": rate}
-                row |= {name: value for name, value in recorded.items() if name not in _COUNTS}
-                if validating:
-                    row |= {
-                        f"validation.{name}": value for name, value in validate(made_of.model_params(state)).items()
-                    }
-                    mark = time.perf_counter()
-                log.write(row)
-                bar.set_postfix_str(f"loss {recorded['loss']:.3f}, {rate:,.0f} tokens/s")
-            if saving:
-                save(done)
-            if stopping:
-                checkpoints.wait()
-                log.close()
-                raise Stopped(f"saved step {done} of {spec.steps}; the same command goes on")
-        checkpoints.wait()
-        if stop_signal.requested:
-            log.close()
-            raise Stopped(f"saved the last step, {spec.steps}; the same command finishes the run")
-    log.close()
-    return Trained(state, made_of.model_params(state), seconds(), tokens)
+    failed = True
+    try:
+        with stop_signal.deferred(), bar, watch:
+            steps = range(start, spec.steps)
+            for step, batch in watch.batches(steps, prefetch(make, steps)):
+                before = state
+                state, metrics = step_function(state, batch)
+                done = step + 1
+                watch.ran(done, before, batch, metrics)
+                pending.append((done, batch, metrics))
+                last = done == spec.steps
+                stopping = stop_signal.requested and not last
+                validating = done % spec.validate_every == 0 and not last
+                saving = done % spec.checkpoint_every == 0 or last or stopping
+                logging = done % spec.log_every == 0 or validating or last
+                # The device works on this step while the host looks at the one before; a step that is looked at in any
+                # other way is waited for.
+                while len(pending) > (0 if logging or saving or waits else 1):
+                    recorded = account()
+                if logging:
+                    row = {"step": done, **watch.row(tokens)}
+                    row |= {name: value for name, value in recorded.items() if name not in _COUNTS}
+                    if validating:
+                        with watch.aside():
+                            scores = validate(made_of.model_params(state))
+                        row |= {f"validation.{name}": value for name, value in scores.items()}
+                    log.write(row)
+                    bar.set_postfix_str(f"loss {recorded['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
+                if saving:
+                    checkpoints.save(done, states.saved(state), **so_far())
+                if stopping:
+                    checkpoints.wait()
+                    raise Stopped(f"saved step {done} of {spec.steps}; the same command goes on")
+            checkpoints.wait()
+            if stop_signal.requested:
+                raise Stopped(f"saved the last step, {spec.steps}; the same command finishes the run")
+        failed = False
+    except Stopped:
+        failed = False
+        raise
+    finally:
+        log.close(failed)
+    seconds = so_far()["seconds"]
+    rate = tokens / max(seconds, 1e-9)  # the mean over the loop, compilation included
+    return Trained(state, made_of.model_params(state), seconds, tokens, rate, watch.mfu(rate), watch.peak[1])
 
 
 _COUNTS = ("weight", "tokens", "skipped_in_a_row")  # of a step's metrics, what is no record
@@ -232,12 +261,6 @@ def check_batch(spec: TrainingSpec, mesh: jax.sharding.Mesh) -> None:
             f"training.batch_size={spec.batch_size} is not a multiple of the mesh's {shards} data shards times "
             f"training.microbatches={spec.microbatches}"
         )
-
-
-def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dict) -> pathlib.Path:
-    path = workdir / f"diagnostic-{step}.npz"
-    np.savez(path, step=step, **{f"metrics.{k}": v for k, v in metrics.items()}, **jax.device_get(batch))
-    return path
 
 
 def _require_room(workdir: pathlib.Path, target: states.TrainState, keep: int) -> None:

@@ -1,26 +1,35 @@
-"""Records of a run: metrics.jsonl, TensorBoard events, the arithmetic rate, and the curves."""
+"""Records of a run: metrics.jsonl, TensorBoard events, Weights & Biases, the arithmetic rate, and the curves."""
 
+import importlib
 import json
+import logging
 import math
 import os
 import pathlib
 import time
+import uuid
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llm.devices import published
+from llm.errors import InputError
 
 MEASURED = "the measured float32 matrix product"
+# Of a row, what the machine and its load decide, not the run: all else is the same after a resume.
+OF_THE_MACHINE = (
+    "tokens_per_second", "mfu", "input_wait", "compiles", "surplus_compiles", "memory_bytes", "peak_memory_bytes",
+)  # fmt: skip
 
 
 class MetricsLog:
-    """metrics.jsonl, one row a logged step, and the same numbers as TensorBoard events.
+    """metrics.jsonl, one row a logged step, and the same numbers as TensorBoard events, and for a tracker.
 
     A resumed run passes its first step: rows at or after it, which a killed run may have left, are dropped.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int):
+    def __init__(self, workdir: pathlib.Path, first_step: int, tracker: Any = None):
         from tensorboardX.event_file_writer import EventsWriter  # slow to import, and only training needs it
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import scalar
@@ -37,6 +46,9 @@ class MetricsLog:
         folder.mkdir(exist_ok=True)
         self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
         self._event, self._scalar = Event, scalar
+        self._tracker = tracker
+        # A number that is not finite needs no second line.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         start = SessionLog(status=SessionLog.START)  # hides what a killed run wrote at this step or later
         self._events.write_event(Event(step=first_step + 1, wall_time=time.time(), session_log=start))
 
@@ -53,11 +65,49 @@ class MetricsLog:
                 summary = self._scalar(name, value)
                 self._events.write_event(self._event(step=row["step"], wall_time=time.time(), summary=summary))
         self._events.flush()
+        if self._tracker is not None:
+            numbers = {name: value for name, value in row.items() if name != "step"}
+            self._tracker.log(numbers, step=row["step"])
 
-    def close(self) -> None:
-        """Flushes both."""
+    def close(self, failed: bool = False) -> None:
+        """Flushes all of them; a tracker is told whether the run failed."""
         self._file.close()
         self._events.close()
+        if self._tracker is not None:
+            self._tracker.finish(exit_code=int(failed))
+
+
+def wandb_package(project: str) -> Any:
+    """The package of Weights & Biases, where a project of it is named; else None.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if not project:
+        return None
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise InputError(
+            f"training.wandb={project!r} needs the package wandb ({error}): pip install wandb, or leave training.wandb "
+            "empty"
+        ) from None
+
+
+def open_wandb(package: Any, project: str, workdir: pathlib.Path, config: dict) -> Any:
+    """A run of Weights & Biases, which a resumed run of ours goes on with: its id is kept in `workdir`.
+
+    What a killed run had recorded after its last checkpoint stands there already, and comes again with equal numbers.
+    """
+    path = workdir / "wandb.id"
+    if not path.is_file():
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
+        partial.replace(path)
+    return package.init(
+        project=project, name=workdir.name, id=path.read_text(encoding="utf-8").strip(), resume="allow",
+        dir=str(workdir), config=config,
+    )  # fmt: skip
 
 
 def read(workdir: pathlib.Path) -> list[dict]:
@@ -83,7 +133,7 @@ def write_json(path: pathlib.Path, value: dict) -> None:
     partial.replace(path)
 
 
-def measured_peak_flops(size: int = 1536, repeats: int = 5) -> float:
+def measured_peak_flops(size: int = 1024, repeats: int = 5) -> float:
     """Operations per second of the fastest of a few float32 matrix products on the first device."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a, b: a @ b)

@@ -159,6 +159,7 @@ class TrainingSpec:
         validation_rows: rows of the validation set, evenly spaced, that a validation on the way looks at.
         keep_checkpoints: newest complete checkpoints kept.
         max_skipped: stop after this many steps in a row whose gradient was not finite.
+        wandb: the project of Weights & Biases that the record is sent to as well; "" sends nothing.
     """
 
     steps: int = 1000
@@ -180,6 +181,7 @@ class TrainingSpec:
     checkpoint_every: int = 250
     keep_checkpoints: int = 2
     max_skipped: int = 10
+    wandb: str = ""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
