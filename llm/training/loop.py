@@ -16,17 +16,17 @@ from tqdm import tqdm
 from llm import models
 from llm.data import ObjectiveSpec, Prepared, batch_at, prefetch
 from llm.errors import InputError, RunFailed, Stopped
-from llm.sharding import batch_shards
+from llm.sharding import batch_shards, hosts
 from llm.stop import stop_signal
 from llm.training import losses
 from llm.training import optimizer as optimizers
 from llm.training import state as states
 from llm.training.adapters import Adapters
-from llm.training.checkpoint import Checkpoints
+from llm.training.checkpoint import Checkpoints, Retention
 from llm.training.metrics import MetricsLog
 from llm.training.roles import path_name
 from llm.training.spec import OptimizerSpec, TrainingSpec
-from llm.training.step import compile_train_step, put_batch
+from llm.training.step import STOP, compile_train_step, put_batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,12 +114,12 @@ def train(
     """
     made_of = recipe(model, spec, optimizer_spec, objective, seed)
     target = states.abstract(made_of, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", spec.keep_checkpoints, say)
+    checkpoints = Checkpoints(workdir / "checkpoints", retention(spec), say)
     fingerprints = {"data": prepared.fingerprint, "tokenizer": prepared.tokenizer.fingerprint}
 
     start = checkpoints.latest()
     if start is None:
-        _require_room(workdir, target, spec.keep_checkpoints)
+        _require_room(workdir, target, spec)
         state, seconds_before, tokens = states.create(made_of, mesh), 0.0, 0
         params = initial(state.params)
         state = dataclasses.replace(
@@ -146,22 +146,28 @@ def train(
 
     step_function = build_step(made_of, spec, optimizer_spec, objective, mesh)
 
-    def make(step: int) -> dict:
-        host = batch_at(prepared.train, seed, step, spec.batch_size, jax.process_index(), jax.process_count())
-        return put_batch(mesh, host)
+    mine = hosts.rows_here(mesh, spec.batch_size)
 
-    log = MetricsLog(workdir, start)
+    def make(step: int) -> dict:
+        return put_batch(mesh, batch_at(prepared.train, seed, step, spec.batch_size, mine), spec.batch_size)
+
+    log = MetricsLog(workdir, start) if hosts.first() else None
     began = time.perf_counter()
 
     def seconds() -> float:
         return seconds_before + time.perf_counter() - began
 
-    def save(step: int) -> None:
-        checkpoints.save(step, states.saved(state), fingerprints=fingerprints, seconds=seconds(), tokens=tokens)
+    def save(step: int, row: dict) -> None:
+        about = dict(fingerprints=fingerprints, seconds=seconds(), tokens=tokens, metrics=row)
+        checkpoints.save(step, states.saved(state), **about)
 
-    bar = tqdm(total=spec.steps, initial=start, desc="training", unit="step", mininterval=0.5, dynamic_ncols=True)
+    bar = tqdm(
+        total=spec.steps, initial=start, desc="training", unit="step", mininterval=0.5, dynamic_ncols=True,
+        disable=not hosts.first(),
+    )  # fmt: skip
     mark, marked_tokens = began, tokens
     pending: collections.deque[tuple[int, dict, dict]] = collections.deque()
+    recorded: dict[str, float] = {}
 
     def account() -> dict[str, float]:
         """Takes the oldest pending step into the record: its tokens, and whether it was skipped."""
@@ -170,7 +176,7 @@ def train(
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         tokens += round(metrics["tokens"])
         bar.update()
-        if metrics["skipped"]:
+        if metrics["skipped"] and hosts.first():
             tqdm.write(f"step {done} is skipped: its loss or gradient is not finite")
         if metrics["skipped_in_a_row"] >= spec.max_skipped:
             where = _save_diagnostic(workdir, done, batch, metrics)
@@ -183,11 +189,14 @@ def train(
 
     with stop_signal.deferred(), bar:
         for step, batch in zip(range(start, spec.steps), prefetch(make, range(start, spec.steps))):
+            if hosts.several():
+                batch |= put_batch(mesh, {STOP: np.full(len(mine), stop_signal.requested, np.float32)}, spec.batch_size)
             state, metrics = step_function(state, batch)
             done = step + 1
             pending.append((done, batch, metrics))
             last = done == spec.steps
-            stopping = stop_signal.requested and not last
+            # Several hosts agree by a number of the step: the newest that all have looked at.
+            stopping = (recorded.get(STOP, 0) > 0 if hosts.several() else stop_signal.requested) and not last
             validating = done % spec.validate_every == 0 and not last
             saving = done % spec.checkpoint_every == 0 or last or stopping
             logging = done % spec.log_every == 0 or validating or last
@@ -195,33 +204,36 @@ def train(
             # other way is waited for.
             while len(pending) > (0 if logging or saving else 1):
                 recorded = account()
+            row: dict[str, float] = {"step": done}
             if logging:
                 now = time.perf_counter()
                 rate, mark, marked_tokens = (tokens - marked_tokens) / (now - mark), now, tokens
-                row = {"step": done, "tokens_per_second": rate}
-                row |= {name: value for name, value in recorded.items() if name not in _COUNTS}
+                row |= {"tokens_per_second": rate} | {
+                    name: value for name, value in recorded.items() if name not in _COUNTS
+                }
                 if validating:
                     row |= {
                         f"validation.{name}": value for name, value in validate(made_of.model_params(state)).items()
                     }
                     mark = time.perf_counter()
-                log.write(row)
+                if log is not None:
+                    log.write(row)
                 bar.set_postfix_str(f"loss {recorded['loss']:.3f}, {rate:,.0f} tokens/s")
-            if saving:
-                save(done)
+            checkpoints.check()
+            if saving or checkpoints.improves(row):
+                save(done, row)
             if stopping:
                 checkpoints.wait()
-                log.close()
                 raise Stopped(f"saved step {done} of {spec.steps}; the same command goes on")
         checkpoints.wait()
         if stop_signal.requested:
-            log.close()
             raise Stopped(f"saved the last step, {spec.steps}; the same command finishes the run")
-    log.close()
+    if log is not None:
+        log.close()
     return Trained(state, made_of.model_params(state), seconds(), tokens)
 
 
-_COUNTS = ("weight", "tokens", "skipped_in_a_row")  # of a step's metrics, what is no record
+_COUNTS = ("weight", "tokens", "skipped_in_a_row", STOP)  # of a step's metrics, what is no record
 
 
 def check_batch(spec: TrainingSpec, mesh: jax.sharding.Mesh) -> None:
@@ -235,17 +247,25 @@ def check_batch(spec: TrainingSpec, mesh: jax.sharding.Mesh) -> None:
 
 
 def _save_diagnostic(workdir: pathlib.Path, step: int, batch: dict, metrics: dict) -> pathlib.Path:
-    path = workdir / f"diagnostic-{step}.npz"
-    np.savez(path, step=step, **{f"metrics.{k}": v for k, v in metrics.items()}, **jax.device_get(batch))
+    path, batch = workdir / f"diagnostic-{step}.npz", hosts.fetch(batch)
+    if hosts.first():
+        np.savez(path, step=step, **{f"metrics.{k}": v for k, v in metrics.items()}, **batch)
     return path
 
 
-def _require_room(workdir: pathlib.Path, target: states.TrainState, keep: int) -> None:
+def retention(spec: TrainingSpec) -> Retention:
+    """Which checkpoints of a run stay."""
+    return Retention(spec.keep_checkpoints, spec.keep_every, spec.keep_best)
+
+
+def _require_room(workdir: pathlib.Path, target: states.TrainState, spec: TrainingSpec) -> None:
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((target.params, target.opt_state, target.ema)))
-    needed = size * (keep + 1)  # a new checkpoint stands before the oldest goes
-    free = shutil.disk_usage(workdir).free
+    forever = 0 if spec.keep_every is None else spec.steps // spec.keep_every
+    count = spec.keep_checkpoints + forever + bool(spec.keep_best) + 1  # a new one stands before the oldest goes
+    needed, free = size * count, shutil.disk_usage(workdir).free
     if free < needed:
         raise InputError(
-            f"{workdir} has {free / 1e6:,.0f} MB free, {keep + 1} checkpoints of this model take "
+            f"{workdir} has {free / 1e6:,.0f} MB free, {count} checkpoints of this model take "
             f"{needed / 1e6:,.0f} MB: make room, or lower training.keep_checkpoints"
+            f"{' or raise training.keep_every' if forever else ''}"
         )
