@@ -37,7 +37,7 @@ def join() -> None:
         InputError: the variables are incomplete or wrong.
         RunFailed: the others do not come.
     """
-    how = _launched(os.environ)
+    how = launched(os.environ)
     if how is None:
         return
     # SIGTERM is the verbs' own to handle: they also stop by SIGINT, and while no step is taken.
@@ -52,7 +52,7 @@ def join() -> None:
         _ending.watch()
 
 
-def _launched(environ) -> dict[str, Any] | None:
+def launched(environ) -> dict[str, Any] | None:
     """The arguments of `jax.distributed.initialize`, which finds the others by itself; None of a process alone."""
     if ours := [name for name in (ADDRESS, NUMBER, ID) if environ.get(name)]:
         return _told(environ, ours)
