@@ -26,7 +26,13 @@ VERBS = {
 }
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
-_DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "read-only"}
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "no file may be that large here (ulimit -f)",
+    errno.EROFS: "read-only",
+    errno.EIO: "the disk fails",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -159,14 +165,15 @@ def _known(error: Exception) -> str | None:
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """One line if the error, or what caused it, is the disk's: full, over quota or read-only."""
+    """One line if the error, or what caused it, is the disk's: full, over quota, read-only or broken."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _DISK:
             where = f" {seen.filename}" if seen.filename else ""
             return f"cannot write{where}: {_DISK[seen.errno]}; what was saved before is kept, make room and run again"
-        if any(text in str(seen) for text in ("No space left on device", "ENOSPC")):
-            return "cannot write: the disk is full; what was saved before is kept, make room and run again"
+        for number, what in _DISK.items():  # as text, from libraries that write by themselves
+            if os.strerror(number) in str(seen) or errno.errorcode[number] in str(seen):
+                return f"cannot write: {what}; what was saved before is kept, make room and run again"
         seen = seen.__cause__ or seen.__context__
     return None
 

@@ -169,6 +169,17 @@ class Checkpoints:
             under_way.result()
             hosts.from_first(lambda: None)  # the manifest is process 0's
 
+    def make_folder(self) -> None:
+        """Makes the folder of all checkpoints, so that one that cannot be made is refused before the first step.
+
+        Raises:
+            InputError: a file has its name.
+        """
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"{self._folder} is a file, expected a folder; move it away") from None
+
     def check(self) -> None:
         """Raises the error of the save under way, where it has failed already."""
         under_way = self._commit_under_way

@@ -117,6 +117,7 @@ def train(
     checkpoints = Checkpoints(workdir / "checkpoints", retention(spec), say)
     fingerprints = {"data": prepared.fingerprint, "tokenizer": prepared.tokenizer.fingerprint}
 
+    hosts.from_first(checkpoints.make_folder)
     start = checkpoints.latest()
     if start is None:
         _require_room(workdir, target, spec)
