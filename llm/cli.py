@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -172,7 +173,7 @@ def disk_fault(error: BaseException) -> str | None:
             where = f" {seen.filename}" if seen.filename else ""
             return f"cannot write{where}: {_DISK[seen.errno]}; what was saved before is kept, make room and run again"
         for number, what in _DISK.items():  # as text, from libraries that write by themselves
-            if os.strerror(number) in str(seen) or errno.errorcode[number] in str(seen):
+            if re.search(rf"{re.escape(os.strerror(number))}|\b{errno.errorcode[number]}\b", str(seen)):
                 return f"cannot write: {what}; what was saved before is kept, make room and run again"
         seen = seen.__cause__ or seen.__context__
     return None

@@ -91,17 +91,27 @@ def open_run(name: str, values: bool = True, data: str = "", average: int = 1, c
         )
     if prepared is not None and tuple(prepared.labels) != labels:
         raise InputError(f"{data or workdir}: its classes are {prepared.labels}, the model's {list(labels)}")
-    sharding.request_cpu_devices(experiment.mesh)
-    mesh = sharding.make_mesh(experiment.mesh)
+    say = cli.say_error if hosts.first() else lambda _: None
+    mesh = _mesh(experiment.mesh, say)
     model = models.build(experiment.model, tokenizer.vocab_size, len(labels))
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed)
     keep = retention(experiment.training)
-    say = cli.say_error if hosts.first() else lambda _: None
     weights = open_weights(made_of, mesh, workdir, keep, say, average, checkpoint)
     if weights.fingerprints["tokenizer"] != tokenizer.fingerprint:
         raise InputError(f"{workdir / TOKENIZER} is not the tokenizer that the model was made with; put that one back")
     params = weights.read() if values else weights.shapes
     return Run(workdir, experiment, tokenizer, labels, prepared, model, mesh, params, weights)
+
+
+def _mesh(spec: sharding.MeshSpec, say: Callable[[str], None]) -> jax.sharding.Mesh:
+    """The run's mesh, or one of the devices that are here: what was trained on many is read on one."""
+    sharding.request_cpu_devices(spec)
+    try:
+        return sharding.make_mesh(spec)
+    except InputError as error:
+        mesh = sharding.make_mesh(sharding.MeshSpec(spec.cpu_devices))
+        say(f"{error}: each of the {mesh.size} here takes the whole model and a part of the rows")
+        return mesh
 
 
 def refuse_imported(workdir: pathlib.Path) -> None:

@@ -127,9 +127,13 @@ def test_a_run_keeps_by_step_and_score_and_says_what_it_has(corpus, tmp_path):
     assert any(line.startswith("  opt_state/") and "mu/embed/table" in line for line in lines)
     assert f"tokens: {summary['train_tokens']}" in lines
 
+    config = json.loads((workdir / "config.json").read_text())
+    config["mesh"]["fsdp"] = 8
+    (workdir / "config.json").write_text(json.dumps(config))  # as from a machine with eight devices
     for flag, step in (("--checkpoint=best", best), ("--checkpoint=8", 8)):
         result = verb("evaluate", f"--workdir={workdir}", flag)
         assert result.returncode == 0 and json.loads((workdir / "evaluation.json").read_text())["step"] == step
+        assert "fsdp=8" in result.stderr and "each of the 1 here takes the whole model" in result.stderr
     assert_refused_last(
         verb("evaluate", f"--workdir={workdir}", "--checkpoint=16"), "no complete checkpoint of step 16"
     )
