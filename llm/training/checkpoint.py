@@ -6,6 +6,7 @@ without a manifest, or one whose files do not match it, was cut off while it was
 and takes the newest complete one.
 """
 
+import asyncio
 import concurrent.futures
 import dataclasses
 import errno
@@ -102,6 +103,21 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
         return []
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """Hears no more once it is closed: after a write that failed, each that is still under way printed a traceback."""
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        try:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        except RuntimeError:
+            if not self.is_closed():
+                raise
+
+
+class _Loops(asyncio.DefaultEventLoopPolicy):
+    _loop_factory = _Loop
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -121,6 +137,7 @@ class Checkpoints:
         # A failed save is raised by `wait`; its copies in the logs of orbax's threads would only bury that line.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        asyncio.set_event_loop_policy(_Loops())
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
 
     def save(self, step: int, state: Any, **facts) -> None:
