@@ -9,7 +9,9 @@ import errno
 import logging
 import os
 import pathlib
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from llm.errors import InputError, RunFailed, Stopped
@@ -25,7 +27,13 @@ VERBS = {
 }
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
-_DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "read-only"}
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "no file may be that large here (ulimit -f)",
+    errno.EROFS: "read-only",
+    errno.EIO: "the disk fails",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,9 +71,11 @@ def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def add_average(parser: argparse.ArgumentParser) -> None:
-    """The flag --average of the verbs that open a run."""
-    parser.add_argument("--average", type=int, default=1, metavar="N", help="take the mean of the newest N checkpoints")
+def add_which(parser: argparse.ArgumentParser) -> None:
+    """The flags --average and --checkpoint of the verbs that open a run."""
+    add = parser.add_argument
+    add("--average", type=int, default=1, metavar="N", help="take the mean of the newest N checkpoints")
+    add("--checkpoint", default="", metavar="STEP", help="take that step's, or the best (training.keep_best)")
 
 
 def writable_workdir(name: str) -> pathlib.Path:
@@ -83,7 +93,7 @@ def writable_workdir(name: str) -> pathlib.Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
         probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another machine's process may have had this number
     except OSError as error:
         raise InputError(f"--workdir={name} cannot be written: {_DISK.get(error.errno or 0, error.strerror)}") from None
     return path
@@ -101,8 +111,17 @@ def existing_workdir(name: str) -> pathlib.Path:
     return path
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a verb's `main(argv)` and exits with the project's codes; expected errors are one line on stderr."""
+def _alone(code: int, line: str | None) -> tuple[int, str | None]:
+    return code, line
+
+
+def run(main: Callable[[list[str]], None], leave: Callable[[int, str | None], tuple[int, str | None]] = _alone) -> None:
+    """Runs a verb's `main(argv)` and exits with the project's codes; expected errors are one line on stderr.
+
+    Args:
+        main: of the verb.
+        leave: of a verb that runs as several processes, `llm.sharding.hosts.leave`: what all of them end with.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     stop_signal.install()
     if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":
@@ -111,49 +130,53 @@ def run(main: Callable[[list[str]], None]) -> None:
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     try:
         main(sys.argv[1:])
-        code = 0
+        code, message = 0, None
     except InputError as error:
-        code = _complain(str(error), WRONG_INPUT)
+        code, message = WRONG_INPUT, str(error)
     except Stopped as stopped:
-        code = _complain(str(stopped), STOPPED)
+        code, message = STOPPED, str(stopped)
     except RunFailed as error:
-        code = _complain(str(error), FAILED)
-    except NotImplementedError as error:
-        if not str(error).startswith("attention: "):
-            raise
-        code = _complain(f"{error}; model.attention='auto' takes one that can", WRONG_INPUT)
+        code, message = FAILED, str(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILED
+        code, message = FAILED, None
     except Exception as error:
-        reason = disk_fault(error)
-        if reason is None and isinstance(error, OSError) and error.filename:
-            reason = f"{error.filename}: {error.strerror}"
-        if reason is None:
-            raise
-        code = _complain(reason, WRONG_INPUT)
+        code, message = WRONG_INPUT, _known(error)
+        if message is None:
+            traceback.print_exc()
+            code = FAILED
+    line = message and f"{'stopped' if code == STOPPED else 'error'}: {' '.join(message.split())}"
+    code, line = leave(code, line)
+    if line:
+        print(line, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads of a failed save must not keep the process, nor a second traceback follow the line above.
     os._exit(code) if code else sys.exit(0)
 
 
+def _known(error: Exception) -> str | None:
+    """One line of an error that is none of the program's: the disk's, or an attention that cannot do what is asked."""
+    if isinstance(error, NotImplementedError) and str(error).startswith("attention: "):
+        return f"{error}; model.attention='auto' takes one that can"
+    reason = disk_fault(error)
+    if reason is None and isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return reason
+
+
 def disk_fault(error: BaseException) -> str | None:
-    """One line if the error, or what caused it, is the disk's: full, over quota or read-only."""
+    """One line if the error, or what caused it, is the disk's: full, over quota, read-only or broken."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _DISK:
             where = f" {seen.filename}" if seen.filename else ""
             return f"cannot write{where}: {_DISK[seen.errno]}; what was saved before is kept, make room and run again"
-        if any(text in str(seen) for text in ("No space left on device", "ENOSPC")):
-            return "cannot write: the disk is full; what was saved before is kept, make room and run again"
+        for number, what in _DISK.items():  # as text, from libraries that write by themselves
+            if re.search(rf"{re.escape(os.strerror(number))}|\b{errno.errorcode[number]}\b", str(seen)):
+                return f"cannot write: {what}; what was saved before is kept, make room and run again"
         seen = seen.__cause__ or seen.__context__
     return None
-
-
-def _complain(message: str, code: int) -> int:
-    print(f"{'stopped' if code == STOPPED else 'error'}: {' '.join(message.split())}", file=sys.stderr)
-    return code
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--to", dest="target", metavar="FOLDER", help="an empty folder to write the run to")
     parser.add_argument("--tokenizer", metavar="PATH", help="the checkpoint's tokenizer, where it is not beside it")
     parser.add_argument("--prompt", default="The capital of France is", metavar="TEXT", help="what is tried afterwards")
-    cli.add_average(parser)
+    cli.add_which(parser)
     flags = parser.parse_args(argv)
     if flags.source is not None and flags.average > 1:
         parser.error(f"--average={flags.average} goes with --to: what --from takes in has one checkpoint")
@@ -54,7 +54,10 @@ def main(argv: list[str]) -> None:
         take_in(flags.source, flags.workdir, flags.tokenizer)
         _try(open_run(flags.workdir), flags.prompt)
     else:
-        write(open_run(flags.workdir, values=False, average=flags.average), pathlib.Path(flags.target))
+        write(
+            open_run(flags.workdir, values=False, average=flags.average, checkpoint=flags.checkpoint),
+            pathlib.Path(flags.target),
+        )
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from llm.errors import InputError
 from llm.evaluation import report
 from llm.evaluation.scores import Scorer, Scores
 from llm.run_folder import Run, open_run
+from llm.sharding import hosts
 from llm.training import metrics
 
 DESCRIPTION = """\
@@ -41,18 +42,21 @@ def main(argv: list[str]) -> None:
         metavar="FOLDER",
         help="a folder that llm.prepare made with this run's tokenizer, to be scored in place of the run's own data",
     )
-    cli.add_average(parser)
+    cli.add_which(parser)
     flags = parser.parse_args(argv)
     if flags.batch_size is not None and flags.batch_size < 1:
         parser.error(f"--batch-size={flags.batch_size} must be at least 1")
+    hosts.join()
     runs = [
-        open_run(name, data=flags.data, average=flags.average)
+        open_run(name, data=flags.data, average=flags.average, checkpoint=flags.checkpoint)
         for name in (flags.workdir, *filter(None, ",".join(flags.ensemble).split(",")))
     ]
     _check(runs)
     run, kind = runs[0], runs[0].experiment.objective.kind
     scores = _ensemble(runs, flags.batch_size) if len(runs) > 1 else _scores(run, flags.batch_size)
     members = [("runs averaged", f"{len(runs)}")] if len(runs) > 1 else []
+    if not hosts.first():
+        return
     print(cli.table([("step", f"{run.step:,}"), *members, *report.rows(kind, scores.numbers)]))
     found = {
         "step": run.step,
@@ -80,7 +84,7 @@ def _scorer(run: Run, batch_size: int | None, progress) -> Scorer:
 
 
 def _scores(run: Run, batch_size: int | None) -> Scores:
-    with jax.set_mesh(run.mesh), tqdm(desc="validating", unit="row") as bar:
+    with jax.set_mesh(run.mesh), tqdm(desc="validating", unit="row", disable=not hosts.first()) as bar:
         return _scorer(run, batch_size, bar).scores(run.params, bar.update)
 
 
@@ -98,7 +102,7 @@ def _ensemble(runs: list[Run], batch_size: int | None) -> Scores:
     """The scores of the mean of the runs' probabilities."""
     total, labels = -np.inf, None
     for run in runs:
-        with jax.set_mesh(run.mesh), tqdm(desc=str(run.workdir), unit="row") as bar:
+        with jax.set_mesh(run.mesh), tqdm(desc=str(run.workdir), unit="row", disable=not hosts.first()) as bar:
             scorer = _scorer(run, batch_size, bar)
             logits_EC, found = scorer.logits(run.params, bar.update)
         if labels is not None and not np.array_equal(found, labels):
@@ -109,4 +113,4 @@ def _ensemble(runs: list[Run], batch_size: int | None) -> Scores:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, hosts.leave)

@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--draft", metavar="FOLDER", help="a smaller run guesses tokens ahead: faster, the same distribution")
     add("--lookup", action="store_true", help="the same by looking back in the text")
     add("--weights", choices=("int8", "int4"), help="keeps matrices rounded to 8 or 4 bits a weight: smaller, faster")
-    cli.add_average(parser)
+    cli.add_which(parser)
     add("--no-cache", action="store_true", help="compute every step from all tokens, for comparison")
     return parser
 
@@ -112,7 +112,11 @@ def main(argv: list[str]) -> None:
         asked = read_lines(flags.prompts, "--prompts", ("prompt",), ANSWER_FIELDS)
     cli.keep_compiled(cache.folder() / "compiled")
     writer = Writer(
-        _for_reading(open_run(flags.workdir, average=flags.average), flags.weights), flags, sampling, examples, grammar
+        _for_reading(open_run(flags.workdir, average=flags.average, checkpoint=flags.checkpoint), flags.weights),
+        flags,
+        sampling,
+        examples,
+        grammar,
     )
     with jax.set_mesh(writer.run.mesh):
         if flags.chat:

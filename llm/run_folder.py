@@ -13,9 +13,10 @@ from llm.data import Prepared, open_prepared
 from llm.data.preparation import DATA, TOKENIZER
 from llm.errors import InputError
 from llm.models import Model
+from llm.sharding import hosts
 from llm.tokenization import Tokenizer
 from llm.training.adapters import LORA
-from llm.training.loop import recipe
+from llm.training.loop import recipe, retention
 from llm.training.restore import Weights, open_weights
 from llm.training.roles import path_name
 
@@ -60,7 +61,7 @@ class Run:
         return self.data
 
 
-def open_run(name: str, values: bool = True, data: str = "", average: int = 1) -> Run:
+def open_run(name: str, values: bool = True, data: str = "", average: int = 1, checkpoint: str = "") -> Run:
     """Opens a run's folder.
 
     Args:
@@ -68,6 +69,7 @@ def open_run(name: str, values: bool = True, data: str = "", average: int = 1) -
         values: without them its parameters are shapes and places alone, and nothing is read of them.
         data: a folder that other data were prepared in, to be taken in place of its own.
         average: newest checkpoints whose mean the parameters are.
+        checkpoint: the step whose they are, or "best"; "" takes the newest.
 
     Raises:
         InputError: no such folder, no run in it, data that changed or are of another tokenizer or other classes, or not
@@ -89,15 +91,27 @@ def open_run(name: str, values: bool = True, data: str = "", average: int = 1) -
         )
     if prepared is not None and tuple(prepared.labels) != labels:
         raise InputError(f"{data or workdir}: its classes are {prepared.labels}, the model's {list(labels)}")
-    sharding.request_cpu_devices(experiment.mesh)
-    mesh = sharding.make_mesh(experiment.mesh)
+    say = cli.say_error if hosts.first() else lambda _: None
+    mesh = _mesh(experiment.mesh, say)
     model = models.build(experiment.model, tokenizer.vocab_size, len(labels))
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed)
-    weights = open_weights(made_of, mesh, workdir, cli.say_error, average)
+    keep = retention(experiment.training)
+    weights = open_weights(made_of, mesh, workdir, keep, say, average, checkpoint)
     if weights.fingerprints["tokenizer"] != tokenizer.fingerprint:
         raise InputError(f"{workdir / TOKENIZER} is not the tokenizer that the model was made with; put that one back")
     params = weights.read() if values else weights.shapes
     return Run(workdir, experiment, tokenizer, labels, prepared, model, mesh, params, weights)
+
+
+def _mesh(spec: sharding.MeshSpec, say: Callable[[str], None]) -> jax.sharding.Mesh:
+    """The run's mesh, or one of the devices that are here: what was trained on many is read on one."""
+    sharding.request_cpu_devices(spec)
+    try:
+        return sharding.make_mesh(spec)
+    except InputError as error:
+        mesh = sharding.make_mesh(sharding.MeshSpec(spec.cpu_devices))
+        say(f"{error}: each of the {mesh.size} here takes the whole model and a part of the rows")
+        return mesh
 
 
 def refuse_imported(workdir: pathlib.Path) -> None:

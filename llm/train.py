@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from llm import cli, config, models, sharding
 from llm.data import Dataset, Prepared, cache, prepare
-from llm.data.preparation import specials
+from llm.data.preparation import open_prepared, specials
 from llm.errors import InputError
 from llm.evaluation import report
 from llm.evaluation.scores import Scorer
@@ -20,8 +20,10 @@ from llm.generation import generate
 from llm.generation.engine import check_lengths
 from llm.generation.prompts import opening, put
 from llm.run_folder import Run, matching, open_run, refuse_imported, shared
+from llm.sharding import hosts
 from llm.training import metrics, state
 from llm.training.checkpoint import Checkpoints
+from llm.training.inspection import inspect
 from llm.training.loop import Trained, check_batch, recipe, train, trained_by
 from llm.training.optimizer import check_rates, factor_of
 from llm.training.replay import replay
@@ -45,7 +47,7 @@ Every field of the config can be set: --config.optimizer.learning_rate=3e-4
 def main(argv: list[str]) -> None:
     """Parses, resolves the config, and runs it."""
     parser = cli.parser("train", DESCRIPTION)
-    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="experiments/quickstart.py:smoke")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="experiments/quickstart.py:smoke")
     parser.add_argument("--workdir", metavar="FOLDER", help="the run's folder, runs/quickstart")
     parser.add_argument(
         "--show-parameters",
@@ -61,7 +63,21 @@ def main(argv: list[str]) -> None:
         metavar="STEP",
         help="name the first tensor that was not finite in a step that was skipped, the latest or STEP; train nothing",
     )
+    parser.add_argument(
+        "--inspect",
+        action="store_true",
+        help="list what --workdir has saved: steps, sizes, faults, arrays, metrics; touches no device",
+    )
     flags, rest = parser.parse_known_args(argv)
+    if flags.inspect:
+        if not flags.workdir or flags.config is not None or flags.show_parameters or rest:
+            parser.error("--inspect goes with --workdir alone")
+        print(inspect(cli.existing_workdir(flags.workdir)))
+        return
+    if flags.config is None:
+        parser.error("the following arguments are required: --config")
+    if not flags.show_parameters:
+        hosts.join()
     profile = None if flags.profile is None else Profile(flags.profile)
     experiment = config.resolve(config.override(config.load(flags.config), cli.overrides(rest)))
     if flags.show_parameters:
@@ -97,14 +113,14 @@ def run(
     if debug_nans is not None and not (workdir / "config.json").is_file():
         raise InputError(f"--debug-nans: {workdir} holds no config.json: it is not a run's folder")
     wandb = metrics.wandb_package(experiment.training.wandb)
+    _check_best(experiment)
     sharding.request_cpu_devices(experiment.mesh)
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment.training, mesh)
     sharding.check_length(experiment.data.row_length, mesh)
 
     start = _start(experiment, workdir)
-    prepared = prepare(experiment.preparation, workdir)
-    assert prepared is not None
+    prepared = _prepare(experiment, workdir)
     _check_classes(prepared)
     if start is not None and start.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
         raise InputError(
@@ -113,7 +129,8 @@ def run(
         )
     model = models.build(experiment.model, prepared.tokenizer.vocab_size, len(prepared.labels))
     prompts = _prompts(experiment, prepared, model)
-    logging.getLogger("llm").setLevel(logging.INFO)  # which attention "auto" is, and why
+    if hosts.first():
+        logging.getLogger("llm").setLevel(logging.INFO)  # which attention "auto" is, and why
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, 0)
     state.check_mesh(made_of, mesh)
     optimizer = trained_by(experiment.training, experiment.optimizer)
@@ -128,13 +145,11 @@ def run(
             replay(model, training, experiment.optimizer, objective, experiment.seed, mesh, workdir, step)
         return
     # All that can be refused has been: only now the folder becomes this experiment's.
-    if not (workdir / "config.json").is_file():
-        config.save(experiment, workdir / "config.json")
     summary_file = workdir / "summary.json"
-    if summary_file.is_file():
+    if hosts.from_first(lambda: _take_over(experiment, workdir) or summary_file.is_file()):
         if profile is not None:
             profile.check(experiment.training.steps, experiment.training.steps)
-        print(f"{workdir} is finished; another workdir starts anew")
+        hosts.say(f"{workdir} is finished; another workdir starts anew")
         _report(json.loads(summary_file.read_text(encoding="utf-8")), workdir)
         return
 
@@ -152,13 +167,16 @@ def run(
             mesh,
             workdir,
             validate=lambda params: scorer.loss(params, experiment.training.validation_rows),
-            initial=lambda params: params if start is None else shared(params, open_run(str(start.workdir))),
+            initial=lambda params: params if start is None else shared(params, open_run(str(start.workdir)), hosts.say),
+            say=hosts.say,
             profile=profile,
             open_tracker=lambda: (
                 wandb and metrics.open_wandb(wandb, experiment.training.wandb, workdir, dataclasses.asdict(experiment))
             ),
         )
         summary = _finish(experiment, prepared, prompts, model, scorer, trained, workdir)
+    if not hosts.first():
+        return
     shown = ("loss", "accuracy")  # looked at along the run too
     metrics.plot_curves(workdir, {name: x for name, x in summary["validation"].items() if name in shown})
     summary["total_seconds"] = time.perf_counter() - began
@@ -192,15 +210,51 @@ def _check_fresh(params, found: dict, optimizer: OptimizerSpec, start: Run) -> N
 
 
 def _refuse_other_config(experiment: config.Experiment, workdir: pathlib.Path) -> None:
-    """Raises InputError, naming the differences, when the workdir belongs to another experiment."""
+    """Raises InputError, naming the differences, when the workdir belongs to another experiment.
+
+    Another mesh is no other experiment: a run may go on on other hardware.
+    """
     path = workdir / "config.json"
     if path.is_file():
         changed = config.differences(config.read(path), experiment)
-        if changed:
+        if changed and all(line.startswith("mesh.") for line in changed):
+            hosts.say(f"{workdir} goes on on another mesh ({'; '.join(changed)})")
+        elif changed:
             raise InputError(
                 f"{workdir} belongs to another config ({'; '.join(changed)}); name another --workdir, or give the old "
                 "config"
             )
+
+
+def _take_over(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+    path = workdir / "config.json"
+    if not path.is_file() or config.read(path) != experiment:
+        config.save(experiment, path)
+
+
+def _check_best(experiment: config.Experiment) -> None:
+    """Raises InputError when the best checkpoint is looked for by a number that the run does not have."""
+    training, kind = experiment.training, experiment.objective.kind
+    if training.keep_best == "accuracy" and kind != "classification":
+        raise InputError(f"training.keep_best='accuracy': objective.kind={kind!r} has none; set 'loss'")
+    if training.keep_best and training.validate_every >= training.steps:
+        raise InputError(
+            f"training.keep_best={training.keep_best!r}: there is no validation on the way, as "
+            f"training.validate_every={training.validate_every} with training.steps={training.steps}; lower it"
+        )
+
+
+def _prepare(experiment: config.Experiment, workdir: pathlib.Path) -> Prepared:
+    """The data, which process 0 prepares; the others wait for them."""
+    found: list[Prepared | None] = []
+
+    def make() -> None:
+        found.append(prepare(experiment.preparation, workdir))
+
+    hosts.from_first(make)
+    prepared = found[0] if found else open_prepared(workdir, experiment.objective)
+    assert prepared is not None, "only llm.prepare leaves it to others"
+    return prepared
 
 
 def _check_classes(prepared: Prepared) -> None:
@@ -242,9 +296,11 @@ def _finish(
 ) -> dict:
     """The summary: scores over the whole validation set, samples, and what the run cost."""
     params = trained.params
-    with tqdm(total=scorer.rows, desc="validating", unit="row", mininterval=0.5) as bar:
+    silent = not hosts.first()
+    with tqdm(total=scorer.rows, desc="validating", unit="row", mininterval=0.5, disable=silent) as bar:
         scores = scorer.scores(params, bar.update)
-    report.write_records(scores, workdir)
+    if hosts.first():
+        report.write_records(scores, workdir)
     return {
         "parameters": state.count_parameters(params),
         "steps": int(trained.state.step),
@@ -286,6 +342,8 @@ def _samples(experiment: config.Experiment, prepared: Prepared, prompts, model: 
 
 
 def _report(summary: dict, workdir: pathlib.Path) -> None:
+    if not hosts.first():
+        return
     for sample in summary["samples"]:
         print(f"\n--- {sample['prompt']!r} continues:\n{sample['prompt']}{sample['continuation']}")
     print()
@@ -305,4 +363,4 @@ def _report(summary: dict, workdir: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, hosts.leave)

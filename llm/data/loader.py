@@ -166,21 +166,19 @@ class Dataset:
         starts = self.specials.starts_word
         return (*(augment(ids, spec.augment, spec.augment_rate, rng, starts) for ids in changed), *kept)
 
-    def batch(self, seed: int, step: int, batch_size: int, part: int, parts: int) -> Batch:
+    def batch(self, seed: int, step: int, batch_size: int, mine: np.ndarray) -> Batch:
         """As `batch_at`."""
-        size = batch_size // parts
-        mine = slice(part * size, (part + 1) * size)
         if self.objective.stream:
             return self._stream(seed, step, batch_size, mine)
         if self.plan is not None:
-            places = step * batch_size + np.arange(batch_size)[mine]
-            indices, epochs = self.walk(places, seed)
+            indices, epochs = self.walk(step * batch_size + mine, seed)
             return self.rows(indices, seed, epochs)
         epoch, number = divmod(step, -(-len(self) // batch_size))
         members, length = bucket_plan(self, seed, epoch, batch_size).batch(number)
-        return filled(self.rows(members[mine], seed, np.int64(epoch), length), size)
+        there = members[mine[mine < len(members)]]
+        return filled(self.rows(there, seed, np.int64(epoch), length), len(mine))
 
-    def _stream(self, seed: int, step: int, batch_size: int, mine: slice) -> Batch:
+    def _stream(self, seed: int, step: int, batch_size: int, mine: np.ndarray) -> Batch:
         """Each row of the batch walks its own stretch of the text; the shorter ones end an epoch with an empty row."""
         starts = np.arange(batch_size + 1) * len(self) // batch_size
         epoch, within = divmod(step, -(-len(self) // batch_size))
@@ -288,20 +286,17 @@ def filled(batch: Batch, size: int) -> Batch:
     return {key: np.pad(value, ((0, short), *((0, 0),) * (value.ndim - 1))) for key, value in batch.items()}
 
 
-def batch_at(dataset, seed: int, step: int, batch_size: int, part: int = 0, parts: int = 1) -> Batch:
-    """The batch of one step.
+def batch_at(dataset, seed: int, step: int, batch_size: int, mine: np.ndarray | None = None) -> Batch:
+    """The batch of one step, or some rows of it: any number of hosts shares the same global batch.
 
     Args:
         dataset: a Dataset or a Mixture.
         seed: of order and objective.
         step: from 0.
         batch_size: rows of the global batch.
-        part: of `parts`: one host's slice, so that any number of hosts sees the same global batch.
-        parts: hosts; divides `batch_size`.
+        mine: the rows that one host has of it, ascending; None has all.
     """
-    if batch_size % parts:
-        raise ValueError(f"a batch of {batch_size} rows cannot be shared by {parts} hosts")
-    return dataset.batch(seed, step, batch_size, part, parts)
+    return dataset.batch(seed, step, batch_size, np.arange(batch_size) if mine is None else mine)
 
 
 def sequential(dataset, batch_size: int, limit: int | None = None) -> Iterator[Batch]:

@@ -73,12 +73,11 @@ class Mixture:
         owner = np.searchsorted(self._starts, indices, side="right") - 1
         return self._joined(owner, indices - self._starts[owner], seed, np.broadcast_to(epochs, np.shape(indices)))
 
-    def batch(self, seed: int, step: int, batch_size: int, part: int, parts: int) -> Batch:
+    def batch(self, seed: int, step: int, batch_size: int, mine: np.ndarray) -> Batch:
         """As `batch_at`."""
         if self._datasets[0].plan is None:
-            return self._datasets[0].batch(seed, step, batch_size, part, parts)
-        size = batch_size // parts
-        places = step * batch_size + part * size + np.arange(size)
+            return self._datasets[0].batch(seed, step, batch_size, mine)
+        size, places = len(mine), step * batch_size + mine
         owners, before = self._sequence
         block, within = np.divmod(places, self._block)
         owner = owners[within]

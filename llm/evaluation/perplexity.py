@@ -9,7 +9,7 @@ import numpy as np
 
 from llm.data import Dataset, Mixture, sequential
 from llm.models import Model
-from llm.sharding import batch_shards
+from llm.sharding import batch_shards, hosts
 from llm.training import losses
 from llm.training.step import put_batch
 
@@ -71,7 +71,7 @@ def perplexity(
     """
     nats, tokens = 0.0, 0.0
     for batch, real in batches(dataset, batch_size, mesh, limit):
-        row_nats, row_weights = jax.device_get(row_losses(params, put_batch(mesh, batch)))
+        row_nats, row_weights = hosts.fetch(row_losses(params, put_batch(mesh, batch)))
         nats += float(np.sum(row_nats, dtype=np.float64))
         tokens += float(np.sum(row_weights, dtype=np.float64))
         progress(real)

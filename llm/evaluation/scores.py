@@ -27,6 +27,7 @@ from llm.evaluation.spec import EvaluationSpec
 from llm.evaluation.translation import translation_scores
 from llm.generation import GenerationSpec, SamplingSpec, generate
 from llm.models import Model
+from llm.sharding import hosts
 from llm.training.step import put_batch
 
 Progress = Callable[[int], object]
@@ -141,7 +142,7 @@ class Scorer:
     def _logits(self, params, limit: int | None, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         logits, labels = [], []
         for batch, real in self._batches(limit):
-            found = jax.device_get(self._heads["classify"](params, put_batch(self._mesh, batch)))[:real]
+            found = hosts.fetch(self._heads["classify"](params, put_batch(self._mesh, batch)))[:real]
             logits.append(found.astype(np.float64))
             labels.append(batch["labels"][:real])
             progress(real)
@@ -191,7 +192,7 @@ class Scorer:
         records: list[dict[str, Any]] = []
         best = 0.0
         for batch, real in self._batches():
-            starts, ends = jax.device_get(self._heads["spans"](params, put_batch(self._mesh, batch)))
+            starts, ends = hosts.fetch(self._heads["spans"](params, put_batch(self._mesh, batch)))
             names = ("tokens", "segments", "types", "offsets", "starts", "ends", "windows")
             fields = (batch[name][:real] for name in names)
             for row, (tokens, segments, types, offset, first, last, window) in enumerate(zip(*fields)):
@@ -221,7 +222,7 @@ class Scorer:
         for batch, real in self._batches():
             source = {name.removeprefix("source_"): x for name, x in batch.items() if name.startswith("source_")}
             for side, part in zip(sides, (batch, source)):
-                side.append(jax.device_get(self._heads["sentence"](params, put_batch(self._mesh, part)))[:real])
+                side.append(hosts.fetch(self._heads["sentence"](params, put_batch(self._mesh, part)))[:real])
             progress(real)
         texts_ED, sources_ED = (np.concatenate(side).astype(np.float64) for side in sides)
         cosines_EE = texts_ED @ sources_ED.T

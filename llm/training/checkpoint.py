@@ -1,10 +1,12 @@
 """Checkpoints: written by orbax in the background, complete only once their manifest stands.
 
-`checkpoints/<step>/` holds `state/`, orbax's arrays, and `manifest.json`, which is written last and lists every file
-with its size and checksum. A folder without a manifest, or one whose files do not match it, was cut off while it was
-written: a restart names it, leaves it and takes the newest complete one.
+`checkpoints/<step>/` holds `state/`, orbax's arrays, and `manifest.json`, which is written last and lists every array,
+and every file with its size and checksum. Of several hosts all write arrays, and process 0 everything else. A folder
+without a manifest, or one whose files do not match it, was cut off while it was written: a restart names it, leaves it
+and takes the newest complete one.
 """
 
+import asyncio
 import concurrent.futures
 import dataclasses
 import errno
@@ -24,11 +26,54 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from llm.errors import InputError
+from llm.sharding import hosts
 
 MANIFEST = "manifest.json"
 _TRASH = ".removed-"
 # Arrays up to this size together are read at the same time, larger ones each by itself.
 _AT_ONCE = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """Which complete checkpoints stay.
+
+    Attributes:
+        count: the newest.
+        every: those of its multiples, for good; None has none.
+        best: the name of a validation's number whose best one stays, "loss" or "accuracy"; "" has none.
+    """
+
+    count: int = 1
+    every: int | None = None
+    best: str = ""
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether the first is the better of two numbers named `best`: a loss is low."""
+        return one > other if self.best == "accuracy" else one < other
+
+    def value(self, facts: dict) -> float | None:
+        """That number of a checkpoint's facts; None where it was not validated, or is not finite."""
+        found = facts.get("metrics", {}).get(f"validation.{self.best}")
+        return found if isinstance(found, float) and math.isfinite(found) else None
+
+    def stay(self, facts_by_step: dict[int, dict]) -> set[int]:
+        """The steps that stay."""
+        steps = sorted(facts_by_step)
+        kept = set(steps[-self.count :])
+        if self.every is not None:
+            kept |= {step for step in steps if step % self.every == 0}
+        best = self.best_step(facts_by_step)
+        return kept if best is None else kept | {best}
+
+    def best_step(self, facts_by_step: dict[int, dict]) -> int | None:
+        """The step with the best number, the first of equals."""
+        found, best = None, None
+        for step in sorted(facts_by_step) if self.best else ():
+            value = self.value(facts_by_step[step])
+            if value is not None and (best is None or self.better(value, best)):
+                found, best = step, value
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +103,33 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
         return []
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """Hears no more once it is closed: after a write that failed, each that is still under way printed a traceback."""
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        try:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        except RuntimeError:
+            if not self.is_closed():
+                raise
+
+
+class _Loops(asyncio.DefaultEventLoopPolicy):
+    _loop_factory = _Loop
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
         folder: the run's `checkpoints/`.
-        keep: newest complete checkpoints that stay.
+        keep: which complete checkpoints stay, or how many of the newest.
         say: told of every folder that is skipped.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int, say: Callable[[str], None] = print):
+    def __init__(self, folder: pathlib.Path, keep: Retention | int, say: Callable[[str], None] = print):
         self._folder = folder.absolute()
-        self._keep = keep
+        self._keep = Retention(keep) if isinstance(keep, int) else keep
         self._say = say
         self._faulty: set[int] = set()
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -77,6 +137,7 @@ class Checkpoints:
         # A failed save is raised by `wait`; its copies in the logs of orbax's threads would only bury that line.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        asyncio.set_event_loop_policy(_Loops())
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
 
     def save(self, step: int, state: Any, **facts) -> None:
@@ -84,12 +145,12 @@ class Checkpoints:
 
         Raises:
             OSError: the disk has no room for it.
-            OSError, ValueError: an earlier save failed; it is raised by the next `save` or `wait`.
+            OSError, ValueError: an earlier save failed; it is raised by the next `save`, `check` or `wait`.
         """
-        place = self._make_place(step, state)
-        if place is not None:
-            self._orbax.save(place / "state", args=ocp.args.StandardSave(state))
-            self._commit_under_way = self._writer.submit(self._commit, step, facts)
+        self.wait()
+        if hosts.from_first(lambda: self._make_place(step, state)):
+            self._orbax.save(self._folder / str(step) / "state", args=ocp.args.StandardSave(state))
+            self._commit_under_way = self._writer.submit(self._commit, step, _arrays(state), facts)
 
     def save_one_by_one(self, step: int, state: Any, **facts) -> None:
         """Writes a state whose leaves are `Later`, in the memory of the largest of them; ends when it is written.
@@ -98,32 +159,62 @@ class Checkpoints:
             OSError: the disk has no room for it.
             Exception: what the making of an array raises; the checkpoint is then incomplete.
         """
-        place = self._make_place(step, state)
-        if place is not None:
+        self.wait()
+        if self._make_place(step, state):
             kinds = ocp.type_handlers.create_type_handler_registry((Later, _OneByOne()))
             handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=kinds))
-            handler.save(place / "state", args=ocp.args.PyTreeSave(state))
-            self._commit(step, facts)
+            handler.save(self._folder / str(step) / "state", args=ocp.args.PyTreeSave(state))
+            self._commit(step, _arrays(state), facts)
 
-    def _make_place(self, step: int, state: Any) -> pathlib.Path | None:
-        """The new folder of a step; None where a complete one stands already."""
-        self.wait()
+    def _make_place(self, step: int, state: Any) -> bool:
+        """Makes the folder of a step; False where a complete one stands already."""
         # Looked at before, because a disk that fills up under orbax's threads makes each of them print a traceback.
         if shutil.disk_usage(self._folder.parent).free < sum(x.nbytes for x in jax.tree.leaves(state)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder / str(step)))
         place = self._folder / str(step)
         if place.exists():
-            if _fault(place) is None:
-                return None  # this very step is complete already
+            if fault_of(place) is None:
+                return False  # this very step is complete already
             self._set_aside(place)
         place.mkdir(parents=True)
-        return place
+        return True
 
     def wait(self) -> None:
-        """Waits for the save under way; raises its error."""
+        """Waits for the save under way, of all hosts; raises its error."""
         if self._commit_under_way is not None:
             under_way, self._commit_under_way = self._commit_under_way, None
             under_way.result()
+            hosts.from_first(lambda: None)  # the manifest is process 0's
+
+    def make_folder(self) -> None:
+        """Makes the folder of all checkpoints, so that one that cannot be made is refused before the first step.
+
+        Raises:
+            InputError: a file has its name.
+        """
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"{self._folder} is a file, expected a folder; move it away") from None
+
+    def check(self) -> None:
+        """Raises the error of the save under way, where it has failed already."""
+        under_way = self._commit_under_way
+        if under_way is not None and under_way.done() and under_way.exception() is not None:
+            self.wait()
+
+    def improves(self, row: dict) -> bool:
+        """Whether a row of metrics has a better number than all complete checkpoints, of the kind whose best stays."""
+        value = self._keep.value({"metrics": row})
+        if value is None:
+            return False
+        self.wait()
+        best = [self._keep.value(facts) for facts in hosts.from_first(lambda: list(self._complete().values()))]
+        return all(self._keep.better(value, one) for one in best if one is not None)
+
+    def best(self) -> int | None:
+        """The complete step with the best number of the kind whose best stays."""
+        return hosts.from_first(lambda: self._keep.best_step(self._complete()))
 
     def latest(self) -> int | None:
         """The newest complete step, or None. Says which newer folders it skips, and why."""
@@ -131,23 +222,33 @@ class Checkpoints:
 
     def newest(self, count: int) -> tuple[int, ...]:
         """The newest complete steps, the newest first, at most `count`. Says which folders it skips, and why."""
+        return tuple(hosts.from_first(lambda: self._newest(count)))
+
+    def complete(self, step: int) -> bool:
+        """Whether a step is there and complete; says why not."""
+        return hosts.from_first(lambda: self._is_complete(step, self._folder / str(step)))
+
+    def _is_complete(self, step: int, place: pathlib.Path) -> bool:
+        fault = fault_of(place) if place.is_dir() else "there is no such folder"
+        if fault is not None:
+            self._faulty.add(step)
+            self._say(f"checkpoint {place.name} is skipped: {fault}")
+        return fault is None
+
+    def _newest(self, count: int) -> list[int]:
         found: list[int] = []
         for place in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
             self._say(f"checkpoint {place.name} is skipped: it was cut off while it was written")
         for step, place in reversed(self._steps()):
             if len(found) == count:
                 break
-            fault = _fault(place)
-            if fault is None:
+            if self._is_complete(step, place):
                 found.append(step)
-                continue
-            self._faulty.add(step)
-            self._say(f"checkpoint {place.name} is skipped: {fault}")
-        return tuple(found)
+        return found
 
     def facts(self, step: int) -> dict:
         """The facts that were saved with a step."""
-        return json.loads((self._folder / str(step) / MANIFEST).read_text(encoding="utf-8"))["facts"]
+        return hosts.from_first(lambda: read_manifest(self._folder / str(step))["facts"])
 
     def restore(self, step: int, target: Any) -> Any:
         """The state of a step, placed as `target` (shapes, dtypes, shardings) says.
@@ -197,11 +298,14 @@ class Checkpoints:
             raise InputError(f"checkpoint {self._folder / str(step)} does not fit this model: {text}") from None
 
     def _steps(self) -> list[tuple[int, pathlib.Path]]:
-        if not self._folder.is_dir():
-            return []
         for trash in self._folder.glob(f"{_TRASH}*"):
             shutil.rmtree(trash, ignore_errors=True)
-        return sorted((int(p.name), p) for p in self._folder.iterdir() if p.is_dir() and p.name.isdigit())
+        return steps_in(self._folder)
+
+    def _complete(self) -> dict[int, dict]:
+        """The facts of the steps that have a manifest, without those that were found faulty."""
+        there = [(s, p) for s, p in self._steps() if (p / MANIFEST).is_file() and s not in self._faulty]
+        return {step: read_manifest(place)["facts"] for step, place in there}
 
     def _set_aside(self, place: pathlib.Path) -> None:
         n = 1
@@ -210,21 +314,46 @@ class Checkpoints:
         place.rename(aside)
         self._say(f"checkpoint {place.name} was incomplete and now stands as {aside.name}")
 
-    def _commit(self, step: int, facts: dict) -> None:
+    def _commit(self, step: int, arrays: dict, facts: dict) -> None:
         """Waits for orbax to put all files of a save in place, then writes the manifest and drops old checkpoints."""
         self._orbax.wait_until_finished()
+        if not hosts.first():
+            return
         place = self._folder / str(step)
-        manifest = {"step": step, "facts": facts, "files": _files(place)}
+        manifest = {"step": step, "facts": facts, "arrays": arrays, "files": _files(place)}
         partial = place / f"{MANIFEST}.partial"
         partial.write_text(json.dumps(manifest) + "\n", encoding="utf-8")
         partial.replace(place / MANIFEST)
         self._faulty.discard(step)
-        complete = [p for s, p in self._steps() if (p / MANIFEST).is_file() and s not in self._faulty]
-        for old in complete[: -self._keep]:
+        complete = self._complete()
+        for old in sorted(set(complete) - self._keep.stay(complete)):
             # Renamed first: a kill in the middle leaves nothing that looks like a checkpoint.
-            trash = old.with_name(f"{_TRASH}{old.name}")
-            old.rename(trash)
+            trash = self._folder / f"{_TRASH}{old}"
+            (self._folder / str(old)).rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
+
+
+def steps_in(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    """The folders that are named by a step, complete or not, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(p.name), p) for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
+
+
+def read_manifest(place: pathlib.Path) -> dict[str, Any]:
+    """The manifest of a complete checkpoint."""
+    return json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+
+
+def _arrays(state: Any) -> dict[str, list]:
+    """Shape, dtype and place on the mesh of every array by its path, for `--inspect`."""
+
+    def described(x) -> list:
+        spec = getattr(getattr(x, "sharding", None), "spec", ())
+        return [list(x.shape), str(getattr(x, "dtype", "float32")), [axes and str(axes) for axes in spec]]
+
+    named = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): described(x) for path, x in named}
 
 
 def _at_once(arrays: dict[tuple, Any]) -> Iterator[dict[tuple, Any]]:
@@ -250,13 +379,13 @@ def _files(place: pathlib.Path) -> dict[str, list[int]]:
     return found
 
 
-def _fault(place: pathlib.Path) -> str | None:
+def fault_of(place: pathlib.Path) -> str | None:
     """Why a checkpoint is not complete, or None if it is."""
     path = place / MANIFEST
     if not path.is_file():
         return f"it has no {MANIFEST}, so it was cut off while it was written"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_manifest(place)
         listed = [(str(name), int(size), int(crc)) for name, (size, crc) in manifest["files"].items()]
         manifest["facts"]["fingerprints"].items()
     except (ValueError, KeyError, TypeError, AttributeError):

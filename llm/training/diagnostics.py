@@ -4,10 +4,10 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from llm.errors import InputError
+from llm.sharding import hosts
 from llm.training import state as states
 from llm.training.checkpoint import Checkpoints
 
@@ -25,14 +25,18 @@ class Diagnostics:
     def save_batch(self, step: int, batch: dict, metrics: dict[str, float], always: bool) -> pathlib.Path | None:
         """Keeps the batch of a step if it is the first of a row of skipped ones, unless there are many; or `always`."""
         path = self._folder / f"{step}.npz"
-        many = len(list(self._folder.glob("*.npz"))) >= _MOST
+        # Process 0 looks at the folder for all: each has to take part in fetching the batch, or none.
+        many = hosts.from_first(lambda: len(list(self._folder.glob("*.npz"))) >= _MOST)
         if not always and (many or metrics["skipped_in_a_row"] > 1):
             return None
+        batch = hosts.fetch(batch)
+        if not hosts.first():
+            return path
         self._folder.mkdir(exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         named = {f"metrics.{name}": value for name, value in metrics.items()}
         with partial.open("wb") as file:
-            np.savez(file, step=step, **named, **jax.device_get(batch))
+            np.savez(file, step=step, **named, **batch)
         partial.replace(path)
         return path
 
@@ -40,6 +44,7 @@ class Diagnostics:
         """Keeps the state that a step failed on; where the disk has no room, says so."""
         try:
             checkpoints = Checkpoints(self._folder, 10, self._say)
+            hosts.from_first(checkpoints.make_folder)
             checkpoints.save(step, state, **facts)
             checkpoints.wait()
         except OSError as error:

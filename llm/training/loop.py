@@ -10,23 +10,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from llm import models
 from llm.data import ObjectiveSpec, Prepared, batch_at, prefetch
 from llm.errors import InputError, RunFailed, Stopped
-from llm.sharding import batch_shards
+from llm.sharding import batch_shards, hosts
 from llm.stop import stop_signal
 from llm.training import losses
 from llm.training import optimizer as optimizers
 from llm.training import state as states
 from llm.training.adapters import Adapters, without
-from llm.training.checkpoint import Checkpoints
+from llm.training.checkpoint import Checkpoints, Retention
 from llm.training.diagnostics import Diagnostics
 from llm.training.metrics import MetricsLog
 from llm.training.roles import path_name
 from llm.training.spec import OptimizerSpec, TrainingSpec
-from llm.training.step import compile_train_step, put_batch
+from llm.training.step import STOP, compile_train_step, put_batch
 from llm.training.watch import Profile, Watch
 from llm.training.watch import say as warn
 
@@ -125,12 +126,13 @@ def train(
     """
     made_of = recipe(model, spec, optimizer_spec, objective, seed)
     target = states.abstract(made_of, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", spec.keep_checkpoints, say)
+    checkpoints = Checkpoints(workdir / "checkpoints", retention(spec), say)
     fingerprints = {"data": prepared.fingerprint, "tokenizer": prepared.tokenizer.fingerprint}
 
+    hosts.from_first(checkpoints.make_folder)
     start = checkpoints.latest()
     if start is None:
-        _require_room(workdir, target, spec.keep_checkpoints)
+        _require_room(workdir, target, spec)
         state, seconds_before, tokens = states.create(made_of, mesh), 0.0, 0
         params = initial(state.params)
         state = dataclasses.replace(
@@ -159,23 +161,28 @@ def train(
 
     step_function = build_step(made_of, spec, optimizer_spec, objective, mesh)
 
+    mine = hosts.rows_here(mesh, spec.batch_size)
+
     def make(step: int) -> dict:
-        host = batch_at(prepared.train, seed, step, spec.batch_size, jax.process_index(), jax.process_count())
-        return put_batch(mesh, host)
+        return put_batch(mesh, batch_at(prepared.train, seed, step, spec.batch_size, mine), spec.batch_size)
 
     # The backward pass costs two forward ones.
     flops = 3 * model.flops_per_token(without(target.params), prepared.train.row_length)
     watch = Watch(step_function, flops, workdir, tokens, prepared.train.buckets, profile)
     diagnostics = Diagnostics(workdir, say)
-    log = MetricsLog(workdir, start, open_tracker())
+    log = MetricsLog(workdir, start, open_tracker()) if hosts.first() else None
     began = time.perf_counter()
 
     def so_far() -> dict:
         seconds = seconds_before + time.perf_counter() - began
         return {"fingerprints": fingerprints, "seconds": seconds, "tokens": tokens}
 
-    bar = tqdm(total=spec.steps, initial=start, desc="training", unit="step", mininterval=0.5, dynamic_ncols=True)
+    bar = tqdm(
+        total=spec.steps, initial=start, desc="training", unit="step", mininterval=0.5, dynamic_ncols=True,
+        disable=not hosts.first(),
+    )  # fmt: skip
     pending: collections.deque[tuple[int, dict, dict]] = collections.deque()
+    recorded: dict[str, float] = {}
     # After a step that was skipped none is under way while it is looked at, so that when the run fails the state is
     # the one that the last step failed on.
     waits = spec.max_skipped == 1
@@ -209,12 +216,17 @@ def train(
             steps = range(start, spec.steps)
             for step, batch in watch.batches(steps, prefetch(make, steps)):
                 before = state
-                state, metrics = step_function(state, batch)
+                asked = {}
+                if hosts.several():
+                    wish = np.full(len(mine), stop_signal.requested, np.float32)
+                    asked = put_batch(mesh, {STOP: wish}, spec.batch_size)
+                state, metrics = step_function(state, batch | asked)
                 done = step + 1
                 watch.ran(done, before, batch, metrics)
                 pending.append((done, batch, metrics))
                 last = done == spec.steps
-                stopping = stop_signal.requested and not last
+                # Several hosts agree by a number of the step: the newest that all have looked at.
+                stopping = (recorded.get(STOP, 0) > 0 if hosts.several() else stop_signal.requested) and not last
                 validating = done % spec.validate_every == 0 and not last
                 saving = done % spec.checkpoint_every == 0 or last or stopping
                 logging = done % spec.log_every == 0 or validating or last
@@ -222,17 +234,20 @@ def train(
                 # other way is waited for.
                 while len(pending) > (0 if logging or saving or waits else 1):
                     recorded = account()
+                row: dict[str, float] = {"step": done}
                 if logging:
-                    row = {"step": done, **watch.row(tokens)}
+                    row |= watch.row(tokens)
                     row |= {name: value for name, value in recorded.items() if name not in _COUNTS}
                     if validating:
                         with watch.aside():
                             scores = validate(made_of.model_params(state))
                         row |= {f"validation.{name}": value for name, value in scores.items()}
-                    log.write(row)
+                    if log is not None:
+                        log.write(row)
                     bar.set_postfix_str(f"loss {recorded['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
-                if saving:
-                    checkpoints.save(done, states.saved(state), **so_far())
+                checkpoints.check()
+                if saving or checkpoints.improves(row):
+                    checkpoints.save(done, states.saved(state), **so_far(), metrics=row)
                 if stopping:
                     checkpoints.wait()
                     raise Stopped(f"saved step {done} of {spec.steps}; the same command goes on")
@@ -244,13 +259,14 @@ def train(
         failed = False
         raise
     finally:
-        log.close(failed)
+        if log is not None:
+            log.close(failed)
     seconds = so_far()["seconds"]
     rate = tokens / max(seconds, 1e-9)  # the mean over the loop, compilation included
     return Trained(state, made_of.model_params(state), seconds, tokens, rate, watch.mfu(rate), watch.peak[1])
 
 
-_COUNTS = ("weight", "tokens", "skipped_in_a_row")  # of a step's metrics, what is no record
+_COUNTS = ("weight", "tokens", "skipped_in_a_row", STOP)  # of a step's metrics, what is no record
 
 
 def check_batch(spec: TrainingSpec, mesh: jax.sharding.Mesh) -> None:
@@ -263,12 +279,19 @@ def check_batch(spec: TrainingSpec, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _require_room(workdir: pathlib.Path, target: states.TrainState, keep: int) -> None:
+def retention(spec: TrainingSpec) -> Retention:
+    """Which checkpoints of a run stay."""
+    return Retention(spec.keep_checkpoints, spec.keep_every, spec.keep_best)
+
+
+def _require_room(workdir: pathlib.Path, target: states.TrainState, spec: TrainingSpec) -> None:
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((target.params, target.opt_state, target.ema)))
-    needed = size * (keep + 1)  # a new checkpoint stands before the oldest goes
-    free = shutil.disk_usage(workdir).free
+    forever = 0 if spec.keep_every is None else spec.steps // spec.keep_every
+    count = spec.keep_checkpoints + forever + bool(spec.keep_best) + 1  # a new one stands before the oldest goes
+    needed, free = size * count, shutil.disk_usage(workdir).free
     if free < needed:
         raise InputError(
-            f"{workdir} has {free / 1e6:,.0f} MB free, {keep + 1} checkpoints of this model take "
+            f"{workdir} has {free / 1e6:,.0f} MB free, {count} checkpoints of this model take "
             f"{needed / 1e6:,.0f} MB: make room, or lower training.keep_checkpoints"
+            f"{' or raise training.keep_every' if forever else ''}"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from llm.errors import InputError
 from llm.training import state as states
 from llm.training.adapters import LORA, Adapters, without
-from llm.training.checkpoint import Checkpoints
+from llm.training.checkpoint import Checkpoints, Retention
 from llm.training.roles import path_name
 
 
@@ -74,20 +74,31 @@ def open_weights(
     made_of: states.Recipe,
     mesh: jax.sharding.Mesh,
     workdir: pathlib.Path,
+    keep: Retention,
     say: Callable[[str], None] = print,
     average: int = 1,
+    checkpoint: str = "",
 ) -> Weights:
-    """The parameters of a run's newest complete checkpoint, or the mean of its newest `average` ones.
+    """The parameters of a run's newest complete checkpoint, the mean of its newest `average` ones, or those of one.
 
     Where the run kept a moving average of them, that is taken, and `say` is told so.
 
+    Args:
+        keep: the run's settings, which say what is best.
+        checkpoint: the step that is taken, or "best"; "" takes the newest.
+
     Raises:
-        InputError: there is no complete checkpoint, or fewer than `average`.
+        InputError: there is no complete checkpoint, or fewer than `average`, or not that one.
     """
     if average < 1:
         raise InputError(f"--average={average} must be at least 1")
-    checkpoints = Checkpoints(workdir / "checkpoints", 1, say)
-    steps = checkpoints.newest(average)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep, say)
+    if checkpoint:
+        if average > 1:
+            raise InputError(f"--checkpoint={checkpoint} is one checkpoint, --average={average} the mean of the newest")
+        steps = (_named(checkpoints, checkpoint, workdir),)
+    else:
+        steps = checkpoints.newest(average)
     if not steps:
         raise InputError(f"{workdir} holds no complete checkpoint: train it first")
     if len(steps) < average:
@@ -101,3 +112,20 @@ def open_weights(
     if average > 1:
         say(f"{workdir}: the mean of the checkpoints of steps {', '.join(map(str, sorted(steps)))} is taken")
     return Weights(checkpoints, steps, part, states.abstract(made_of, mesh).params, made_of.adapters)
+
+
+def _named(checkpoints: Checkpoints, name: str, workdir: pathlib.Path) -> int:
+    """The step that --checkpoint names."""
+    if name != "best" and not name.isdecimal():
+        raise InputError(f"--checkpoint={name}: expected a step, or best")
+    step = checkpoints.best() if name == "best" else int(name)
+    if step is None:
+        raise InputError(
+            f"--checkpoint=best: {workdir} keeps no best one (training.keep_best), or was not validated yet"
+        )
+    if not checkpoints.complete(step):
+        raise InputError(
+            f"--checkpoint={name}: {workdir} has no complete checkpoint of step {step}; "
+            f"python -m llm.train --workdir={workdir} --inspect lists them"
+        )
+    return step

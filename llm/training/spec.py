@@ -158,6 +158,10 @@ class TrainingSpec:
         log_every, validate_every, checkpoint_every: steps between log rows, validations and checkpoints.
         validation_rows: rows of the validation set, evenly spaced, that a validation on the way looks at.
         keep_checkpoints: newest complete checkpoints kept.
+        keep_every: keeps the checkpoints of its multiples too, for good; a multiple of `checkpoint_every`. None keeps
+            none.
+        keep_best: keeps the checkpoint with the best "loss" or "accuracy" of the validations on the way too, and saves
+            one where a validation is better than all before; `--checkpoint=best` opens it. "" keeps none.
         max_skipped: stop after this many steps in a row whose gradient was not finite.
         wandb: the project of Weights & Biases that the record is sent to as well; "" sends nothing.
     """
@@ -180,6 +184,8 @@ class TrainingSpec:
     validation_rows: int = 64
     checkpoint_every: int = 250
     keep_checkpoints: int = 2
+    keep_every: int | None = None
+    keep_best: str = ""
     max_skipped: int = 10
     wandb: str = ""
 
@@ -200,6 +206,15 @@ class TrainingSpec:
             f"training.ema_decay={self.ema_decay}: must lie between 0 and 1, or be None for no average",
         )
         self._check_adapters()
+        _require(
+            self.keep_every is None or self.keep_every % self.checkpoint_every == 0,
+            f"training.keep_every={self.keep_every}: must be a multiple of "
+            f"training.checkpoint_every={self.checkpoint_every}, or be None",
+        )
+        _require(
+            self.keep_best in ("", "loss", "accuracy"),
+            f"training.keep_best={self.keep_best!r}: there are 'loss', 'accuracy', or '' for none",
+        )
         _require(
             self.batch_size % self.microbatches == 0,
             f"training.microbatches={self.microbatches} does not divide training.batch_size={self.batch_size}",

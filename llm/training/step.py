@@ -15,6 +15,8 @@ from llm.training.optimizer import clip_by_norm
 from llm.training.roles import norms_by_role
 from llm.training.state import TrainState
 
+STOP = "stop"  # of a batch of several hosts: above 0 in the rows of one that has been asked to stop
+
 
 def train_step(
     state: TrainState,
@@ -37,6 +39,7 @@ def train_step(
             a carry, f(params, batch, dropout_key, carry) -> (sums, the next carry).
         schedule: the optimizer's learning rate by update, for the record.
         clip_norm: largest global norm of the gradient.
+        batch: as in `llm.data.objectives`; of several hosts also STOP, (B,) float32.
         ema_decay: of the state's moving average, where it has one; at update n it is (1 + n) / (10 + n) while that is
             less, so that the average soon forgets where the run began.
 
@@ -44,7 +47,7 @@ def train_step(
         The new state and float32 scalars: the means of all losses, grad_norm (before clipping), learning_rate (the
         one used), weight (of the loss), tokens (read: those that are not padding, sources included), skipped (1 if
         this step was), skipped_in_a_row; and of each role's parameters grad_norm/<role> (before clipping) and
-        update_norm/<role> (of what was added to them, 0 where the step was skipped).
+        update_norm/<role> (of what was added to them, 0 where the step was skipped); and of several hosts STOP.
     """
     dropout_key = jax.random.fold_in(state.rng, state.step)
 
@@ -108,6 +111,8 @@ def train_step(
         "skipped": skipped,
         "skipped_in_a_row": in_a_row,
     }
+    if STOP in batch:
+        metrics[STOP] = batch[STOP].sum()
     new_state = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -134,7 +139,16 @@ def compile_train_step(mesh: jax.sharding.Mesh, places: TrainState, **settings) 
     return jax.jit(step, in_shardings=(places, batch_place), out_shardings=(places, None), donate_argnums=0)
 
 
-def put_batch(mesh: jax.sharding.Mesh, batch: dict) -> dict:
-    """This process's part of a host batch as global arrays on the mesh."""
+def put_batch(mesh: jax.sharding.Mesh, batch: dict, size: int | None = None) -> dict:
+    """A host batch as global arrays on the mesh.
+
+    Args:
+        batch: all its rows, or this process's (`llm.sharding.hosts.rows_here`).
+        size: rows of all processes, where these are only this one's.
+    """
     place = NamedSharding(mesh, partition_spec(("batch",)))
-    return {key: jax.make_array_from_process_local_data(place, value) for key, value in batch.items()}
+
+    def put(x):
+        return jax.make_array_from_process_local_data(place, x, (len(x) if size is None else size, *x.shape[1:]))
+
+    return {key: put(value) for key, value in batch.items()}

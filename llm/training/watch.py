@@ -16,6 +16,7 @@ import jax
 from tqdm import tqdm
 
 from llm.errors import InputError
+from llm.sharding import hosts
 from llm.training.metrics import peak_flops
 
 HANGS = 20  # times the median of the steps before it, and it hangs,
@@ -23,10 +24,11 @@ HANGS_SECONDS = 5.0  # but not before so many
 _STEPS = 5  # that a median needs
 
 
-def say(text: str) -> None:
-    """A warning beside the progress bar, at once."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
+def say(text: str, everywhere: bool = False) -> None:
+    """A warning beside the progress bar, at once; of several processes the first one gives it, or each its own."""
+    if hosts.first() or everywhere:
+        tqdm.write(f"process {jax.process_index()}: {text}" if hosts.several() else text, file=sys.stderr)
+        sys.stderr.flush()
 
 
 class HungSteps:
@@ -60,7 +62,7 @@ class HungSteps:
         (step, began), self._now = self._now, None
         seconds = time.perf_counter() - began
         if self._told == step:
-            say(f"step {step} goes on after {seconds:.1f} s")
+            say(f"step {step} goes on after {seconds:.1f} s", everywhere=True)
         if count:
             self._seconds.append(seconds)
             if len(self._seconds) >= _STEPS:
@@ -75,7 +77,8 @@ class HungSteps:
             median = statistics.median(tuple(self._seconds))
             say(
                 f"step {now[0]} has taken {time.perf_counter() - now[1]:.1f} s, those before it took {median:.3g} s: "
-                f"it may hang\n{_stacks()}"
+                f"it may hang\n{_stacks()}",
+                everywhere=True,
             )
 
 

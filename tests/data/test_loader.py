@@ -74,10 +74,10 @@ def test_any_number_of_hosts_sees_the_same_global_batch(tmp_path, kind):
     for step in (0, 7):
         whole = batch_at(data, 5, step, 8)
         for parts in (1, 2, 4):
-            assert same(joined([batch_at(data, 5, step, 8, part, parts) for part in range(parts)]), whole)
+            assert same(joined([batch_at(data, 5, step, 8, mine) for mine in np.arange(8).reshape(parts, -1)]), whole)
     assert not same(batch_at(data, 5, 0, 8), batch_at(data, 6, 0, 8))
-    with pytest.raises(ValueError, match="cannot be shared by 3"):
-        batch_at(data, 5, 0, 8, 0, 3)
+    # A mesh may give a host rows that do not lie side by side.
+    assert same(batch_at(data, 5, 7, 8, np.array([1, 2, 6])), {key: x[[1, 2, 6]] for key, x in whole.items()})
 
 
 def test_random_objectives_differ_by_epoch(tmp_path):
@@ -122,7 +122,8 @@ def test_bucket_plans_show_every_example_once_an_epoch_in_few_shapes(tmp_path):
     for parts in (2, 4):
         for step in range(4):
             assert same(
-                joined([batch_at(data, 3, step, 4, p, parts) for p in range(parts)]), batch_at(data, 3, step, 4)
+                joined([batch_at(data, 3, step, 4, mine) for mine in np.arange(4).reshape(parts, -1)]),
+                batch_at(data, 3, step, 4),
             )
 
 
@@ -167,7 +168,7 @@ def test_a_mixture_draws_in_proportion_at_every_prefix(tmp_path):
             assert len(set(mine[epoch * size : (epoch + 1) * size].tolist())) == size
     for hosts in (2, 4):
         for step in (0, 9):
-            split = joined([batch_at(mixture, 1, step, 8, part, hosts) for part in range(hosts)])
+            split = joined([batch_at(mixture, 1, step, 8, mine) for mine in np.arange(8).reshape(hosts, -1)])
             assert same(split, batch_at(mixture, 1, step, 8))
     kept = np.concatenate([b["tokens"][b["weights"][:, 0] > 0, 1] for b in sequential(mixture, 4)])
     assert sorted(kept.tolist()) == [*range(10, 21), *range(60, 67), *range(110, 115)]
@@ -186,7 +187,7 @@ def test_pairs_of_sentences_do_not_depend_on_hosts(tmp_path):
     consecutive = []
     for step in range(20):
         whole = batch_at(data, 2, step, 8)
-        assert same(joined([batch_at(data, 2, step, 8, part, 4) for part in range(4)]), whole)
+        assert same(joined([batch_at(data, 2, step, 8, mine) for mine in np.arange(8).reshape(4, -1)]), whole)
         for row, label in zip(whole["targets"], whole["labels"]):
             owners = set(row[(row >= 10) & (row < 26)].tolist())
             assert len(owners) <= (1 if label else 2)

@@ -59,7 +59,7 @@ def test_each_row_of_a_stream_goes_on_where_it_ended(workdir):
 def test_hosts_share_a_stream(workdir):
     train = open_prepared(workdir, STREAM).train
     whole = batch_at(train, 0, 3, 4)
-    parts = [batch_at(train, 0, 3, 4, part, 2) for part in range(2)]
+    parts = [batch_at(train, 0, 3, 4, mine) for mine in np.arange(4).reshape(2, -1)]
     for key, value in whole.items():
         np.testing.assert_array_equal(value, np.concatenate([p[key] for p in parts]))
 
