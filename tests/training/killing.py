@@ -33,7 +33,8 @@ def start(arguments: list[str], log: pathlib.Path) -> int:
     if child:
         return child
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1), os.dup2(output, 2)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue] # a kill loses no line
     sys.argv = ["llm.train", *arguments]
     try:
@@ -106,7 +107,7 @@ def main(corpus: str, folder: pathlib.Path, seed: int) -> dict:
     arguments = [f"--config.data.train={corpus}", "--config=tests/tiniest.py"]
     began = time.monotonic()
     child = start([*arguments, f"--workdir={whole}"], folder / "whole.txt")
-    wait(child, lambda: rows(whole), 200)
+    wait(child, lambda: bool(rows(whole)), 200)
     startup = time.monotonic() - began
     code = wait(child, lambda: False, 200)
     if code != 0:
