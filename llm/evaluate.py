@@ -76,6 +76,7 @@ def _scorer(run: Run, batch_size: int | None, progress) -> Scorer:
         run.experiment.training.loss_chunk,
         run.mesh,
         run.experiment.generation,
+        run.experiment.training.preference_beta,
     )
 
 
