@@ -29,6 +29,7 @@ from llm.generation.engine import check_lengths
 from llm.generation.prompts import opening, put
 from llm.run_folder import Run, matching, open_run, refuse_imported, shared
 from llm.training import metrics, state
+from llm.training.adapters import without
 from llm.training.checkpoint import Checkpoints
 from llm.training.loop import Trained, check_batch, recipe, train, trained_by
 from llm.training.optimizer import check_rates, factor_of
@@ -107,7 +108,7 @@ def run(experiment: config.Experiment, workdir: pathlib.Path) -> None:
         _check_fresh(params, matching(params, start), optimizer, start)
     reference = None
     if experiment.objective.kind == "preference":
-        reference = _kept_reference(prepared, start, workdir)
+        reference = _kept_reference(prepared, params, start, workdir)
     # All that can be refused has been: only now the folder becomes this experiment's.
     if not (workdir / "config.json").is_file():
         config.save(experiment, workdir / "config.json")
@@ -165,11 +166,14 @@ def _made_of(prepared: Prepared, start: Run) -> dict[str, str]:
     return {"data": prepared.fingerprint, "start": str(start.workdir.resolve()), "step": str(start.step)}
 
 
-def _kept_reference(prepared: Prepared, start: Run | None, workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
+def _kept_reference(
+    prepared: Prepared, params, start: Run | None, workdir: pathlib.Path
+) -> dict[str, np.ndarray] | None:
     """The log-probabilities of the start, where an earlier command has left them; None where they are to be computed.
 
     Raises:
-        InputError: they are of other data, or are gone from a run that has begun.
+        InputError: they are of other data, or are gone from a run that has begun; or the start lacks a parameter of the
+            model, so that there is nothing to compare with.
     """
     found = read_reference(workdir, prepared)
     if start is None:  # the run has begun, and goes on with what it was begun with
@@ -178,6 +182,13 @@ def _kept_reference(prepared: Prepared, start: Run | None, workdir: pathlib.Path
                 f"{workdir / REFERENCE} is missing, which the run was begun with: put it back, or begin a new folder"
             )
         return found[0]
+    has = matching(params, start)
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(without(params))]
+    lacking = [name for name in names if name not in has]
+    if lacking:
+        raise InputError(
+            f"training.start_from={start.workdir} lacks {', '.join(lacking)}: a preference is learned against all of it"
+        )
     return found[0] if found is not None and found[1] == _made_of(prepared, start) else None
 
 
@@ -189,18 +200,11 @@ def _reference(
     workdir: pathlib.Path,
     start: Run,
 ) -> dict[str, np.ndarray]:
-    """Computes the log-probabilities of the start on all pairs, and keeps them in the run's folder.
-
-    Raises:
-        InputError: the start lacks a parameter of the model, so that there is nothing to compare with.
-    """
+    """Computes the log-probabilities of the start on all pairs, and keeps them in the run's folder."""
     made_of = state.Recipe(model, optax.identity(), experiment.objective.kind)
     places = state.abstract(made_of, mesh).params
     opened = open_run(str(start.workdir))
     found = matching(places, opened)
-    lacking = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(places) if path_name(p) not in found]
-    if lacking:
-        raise InputError(f"training.start_from={start.workdir} lacks {', '.join(lacking)}: there is no reference")
     params = jax.tree_util.tree_map_with_path(lambda p, x: jax.device_put(found[path_name(p)], x.sharding), places)
     pairs = compile_pairs(model, experiment.training.loss_chunk)
     datasets = {"train": prepared.train, "validation": prepared.validation}

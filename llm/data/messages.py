@@ -12,7 +12,7 @@ from typing import Any
 TEXT, CHAT, PREFERENCE = "text", "chat", "preference"
 # The keys of each form whose texts make a document, as `normalised` leaves them.
 PARTS = {TEXT: (), CHAT: ("messages",), PREFERENCE: ("prompt", "chosen", "rejected")}
-# What an example of each form consists of in token shards: conversations have their ids, and 1 for each that is learned.
+# What an example of each form consists of in token shards; "learned" has 1 for each id that is, else 0.
 FIELDS = {CHAT: ("tokens", "learned"), PREFERENCE: PARTS[PREFERENCE]}
 ROLES = ("system", "user", "assistant")
 
