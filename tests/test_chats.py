@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,7 @@ from llm.tokenization.training import train as train_tokenizer
 from llm.training import losses
 from tests.chats import TEMPLATE
 from tests.helpers import ROOT, assert_refused, assert_refused_last, command, environment, verb
+from tests.quick import quick
 
 WHO = [("user", "Who are you?"), ("assistant", "A little model."), ("user", "Of what?"), ("assistant", "Of text.")]
 EMMA = [("user", "Who wrote Emma?"), ("assistant", "Jane Austen did."), ("user", "When?"), ("assistant", "In 1815.")]
@@ -204,23 +206,28 @@ def test_pairs_in_a_row_are_two_texts_and_parts_of_a_batch_add_up():
     reference = rng.normal(size=(4, 2)).astype(np.float32)
     batch |= {"reference": reference}
     touch = losses.OBJECTIVES["preference"].touch
-    params = jax.jit(lambda: model.init(jax.random.key(0), method=lambda m: touch(m, batch)))()["params"]
-    params = jax.tree.map(lambda x: getattr(x, "value", x) * 5, params, is_leaf=lambda x: hasattr(x, "value"))
+    params = quick(lambda: nn.unbox(model.init(jax.random.key(0), method=lambda m: touch(m, batch))["params"]))()
+    params = jax.tree.map(lambda x: 5 * x, params)
+
+    @quick
+    def logits(tokens, segments):
+        hidden = model.apply({"params": params}, {"tokens": tokens, "segments": segments}).hidden_BTD
+        return model.apply({"params": params}, hidden, method="unembed")[0]
 
     def alone(prompt, answer):
-        ids = np.concatenate([prompt, answer])[None]
-        one = {"tokens": ids[:, :-1], "segments": np.ones_like(ids[:, 1:])}
-        hidden = model.apply({"params": params}, one).hidden_BTD
-        logits = np.float64(model.apply({"params": params}, hidden, method="unembed"))[0]
-        nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(logits)), ids[0, 1:]]
+        ids = np.concatenate([prompt, answer])
+        real = len(ids) - 1
+        tokens, segments = (np.pad(x, (0, 9 - real))[None] for x in (ids[:-1], np.ones(real, np.int32)))
+        found = np.float64(logits(tokens, segments))[:real]
+        nats = np.log(np.exp(found).sum(-1)) - found[np.arange(real), ids[1:]]
         return -nats[len(prompt) - 1 :].sum()
 
     wanted = np.array([[alone(prompt, answer) for answer in both] for prompt, *both in pairs])
     for chunk in (None, 7):
-        found = losses.pair_log_probabilities(model, chunk)(params, batch)
+        found = quick(losses.pair_log_probabilities(model, chunk))(params, batch)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     settings = losses.Settings(7, smoothing=0.1, beta=0.5)
-    loss = jax.jit(losses.sums(model, "preference", settings))
+    loss = quick(losses.sums(model, "preference", settings))
     whole = loss(params, batch)
     np.testing.assert_allclose(whole["loss"][0], oracle(wanted, reference, 0.5, 0.1).sum(), rtol=1e-4)
     assert whole["loss"][1] == whole["margin"][1] == 4
@@ -269,12 +276,12 @@ def test_templates_that_cannot_be_learned_from_are_refused(tokenizer):
 
 
 def test_long_conversations_are_cut_or_dropped_and_counted(tmp_path):
-    """Rows hold 40 places: the first dialogue keeps one answer, the next is dropped, the last fits."""
+    """Rows hold 60 places: the first dialogue keeps one answer, the next is dropped, the last fits."""
     loaded = config.load("tests/chats.py")
     texts = [WHO, [("user", "a" * 60), ("assistant", "b")], [("user", "Hi"), ("assistant", "Yo")]]
     path = write(tmp_path / "train.jsonl", *({"messages": messages(turns)} for turns in texts))
     held = write(tmp_path / "held.jsonl", {"messages": messages(EMMA[:2])})
-    settings = {"data.train": path, "data.validation": held, "data.row_length": 40, "tokenizer.kind": "bytes"}
+    settings = {"data.train": path, "data.validation": held, "data.row_length": 60, "tokenizer.kind": "bytes"}
     spec = config.resolve(config.override(loaded, [(name, str(value)) for name, value in settings.items()]))
     prepared = prepare(spec.preparation, tmp_path, lambda _: None, quiet=True)
     assert prepared is not None

@@ -32,11 +32,12 @@ def get_config(variant: str = "") -> Config:
     config.tokenizer.path = f"{START}/tokenizer.json"
     config.tokenizer.chat_template = TEMPLATE
     config.objective.kind = "chat"
+    config.data.row_length = 192  # two of most conversations
     config.model.context = 192
 
     config.training.start_from = START
     config.training.loss_chunk = 64  # one place in nine is learned: the others' logits are left out
-    config.training.steps = 300
+    config.training.steps = 150
     config.training.validate_every = 100
     config.training.checkpoint_every = 100
     config.evaluation.batch_size = 64
