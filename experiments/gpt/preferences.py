@@ -29,9 +29,9 @@ def get_config(variant: str = "") -> Config:
 
     config.training.start_from = START
     config.training.batch_size = 16
-    config.training.steps = 100
-    config.training.validate_every = 50
-    config.training.checkpoint_every = 50
+    config.training.steps = 60
+    config.training.validate_every = 30
+    config.training.checkpoint_every = 30
     config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 10
     config.optimizer.weight_decay = 0.0
