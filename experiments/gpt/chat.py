@@ -2,6 +2,16 @@
 
 Supervised fine-tuning of experiments/quickstart.py on conversations (llm/data/dialogues.py): only what the assistant
 says is learned. One passage of ten is held out.
+
+Command:   python -m llm.train --config=experiments/gpt/chat.py --workdir=runs/chat
+Needs:     runs/quickstart; the score is from one of 700 steps (--config.training.steps=700), at 1.861 bits per byte
+Hardware:  two CPU cores
+Time:      13 min on a share of a core that a dozen processes asked for, of it 5 min 19 s training; 1,312,128 parameters
+Score:     0.775 nats a token of held-out answers; 29.80 % (26.38 to 33.55) of 614 answers are right to the letter, one
+           seed, a pass over the passages
+
+So short a run learns the form of the answers and when to stop, not to read: it says "Emma." to every first question,
+27.0 % of them right, and "Nobody." to every second, 32.6 %, the most frequent answers. A longer one was not measured.
 """
 
 from experiments import quickstart
