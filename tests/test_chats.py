@@ -87,8 +87,10 @@ def talking(files, tmp_path_factory):
 def preferring(talking, tmp_path_factory):
     """(A run that started from that one and prefers another answer, what it was made of)."""
     folder = tmp_path_factory.mktemp("preferring")
-    train = write(folder / "train.jsonl", PAIR, {**PAIR, "prompt": messages(EMMA[:1])})
-    held = write(folder / "held.jsonl", {**PAIR, "rejected": "A little model, text."})
+    train = write(
+        folder / "train.jsonl", {**PAIR, "rejected": "A little model, text."}, {**PAIR, "prompt": messages(EMMA[:1])}
+    )
+    held = write(folder / "held.jsonl", PAIR)
     start = (f"training.start_from={talking}", f"tokenizer.path={talking}/tokenizer.json")
     result = verb("train", *flags("preferences", folder / "run", train, held, *start))
     assert result.returncode == 0 and "preference accuracy" in result.stdout, result.stderr
