@@ -103,6 +103,15 @@ class Experiment:
                 f"training.microbatches={self.training.microbatches}: objective.kind='contrastive' compares all rows "
                 "of a batch; set 1"
             )
+        if kind == "preference" and not self.training.start_from:
+            raise InputError(
+                "objective.kind='preference' compares with the run that it starts from: name it in training.start_from"
+            )
+        if kind == "preference" and self.training.label_smoothing >= 0.5:
+            raise InputError(
+                f"training.label_smoothing={self.training.label_smoothing}: of objective.kind='preference' it must lie "
+                "below 0.5, where no answer is preferred"
+            )
         if self.generation.prompts and kind not in models.WRITING:
             raise InputError(f"generation.prompts: a model of objective.kind={kind!r} writes nothing; give none")
         if isinstance(self.model, models.BertSpec) and self.model.types < len(self.data.fields):

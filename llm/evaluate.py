@@ -7,6 +7,7 @@ from tqdm import tqdm
 from llm import cli
 from llm.errors import InputError
 from llm.evaluation import report
+from llm.evaluation.preferences import REFERENCE, read_reference, with_reference
 from llm.evaluation.scores import Scorer, Scores
 from llm.run_folder import Run, open_run
 from llm.sharding import hosts
@@ -17,7 +18,8 @@ The scores of a run's newest checkpoint, or of the mean of its newest ones (--av
 each example once.
 
 Language models: loss, perplexity, bits per byte. Classifiers: accuracy, precision, recall, F1, confusion.png.
-Translation: BLEU and chrF. Questions: exact match and F1. Pairs of texts: recall.
+Translation: BLEU and chrF. Questions: exact match and F1. Pairs of texts: recall. Chats: loss and exact match of the
+assistant's answers. Preferences: accuracy, margin and rewards, on the data that the run was made with.
 
 The batch size changes speed, not the result (to 1e-5). The scores also go to evaluation.json in the run's folder, and
 the examples to validation.jsonl.
@@ -70,16 +72,22 @@ def main(argv: list[str]) -> None:
 
 
 def _scorer(run: Run, batch_size: int | None, progress) -> Scorer:
-    spec = run.experiment.evaluation
+    spec, prepared = run.experiment.evaluation, run.prepared
+    if run.experiment.objective.kind == "preference":
+        found = read_reference(run.workdir, prepared)
+        if found is None:
+            raise InputError(f"{run.workdir / REFERENCE} is missing, which the run was learned against: put it back")
+        prepared = with_reference(prepared, found[0])
     progress.total = len(run.prepared.validation)
     return Scorer(
         run.model,
         run.experiment.objective.kind,
-        run.prepared,
+        prepared,
         spec if batch_size is None else spec.with_batch_size(batch_size),
         run.experiment.training.loss_chunk,
         run.mesh,
         run.experiment.generation,
+        run.experiment.training.preference_beta,
     )
 
 

@@ -259,7 +259,7 @@ class Writer:
                 raise InputError(f"--{name} needs a model that continues a text; this one reads a source")
         self.ends: list[int] = [*run.experiment.generation.all_ends(self.tokenizer.end_of_text)]
         if flags.chat:
-            self.ends += end_of_turn(self.tokenizer)
+            self.ends += [] if self.tokenizer.end_of_turn is None else [self.tokenizer.end_of_turn]
         self.stops = [*flags.stop, *([FEW_SHOT_STOP] if examples is not None else [])]
         self._guesser = self._open_guesser()
         self._constraint: Constraint | None = None
@@ -421,17 +421,6 @@ def _turns(asking: bool):
             return
         if line.strip():
             yield line.rstrip("\n")
-
-
-def end_of_turn(tokenizer: Tokenizer) -> list[int]:
-    """The token by which the tokenizer's template closes an answer, if it closes it by a special one."""
-    asked = [{"role": "user", "content": "a"}]
-    opened = tokenizer.chat(asked)
-    closed = tokenizer.chat([*asked, {"role": "assistant", "content": "b"}], add_generation_prompt=False)
-    if closed[: len(opened)] != opened:
-        return []
-    special = set(tokenizer.special_tokens.values())
-    return [token for token in closed[len(opened) :] if token in special][:1]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+import optax
 from tqdm import tqdm
 
 from llm import cli, config, models, sharding
@@ -15,6 +16,14 @@ from llm.data import Dataset, Prepared, cache, prepare
 from llm.data.preparation import open_prepared, specials
 from llm.errors import InputError
 from llm.evaluation import report
+from llm.evaluation.preferences import (
+    REFERENCE,
+    compile_pairs,
+    log_probabilities,
+    read_reference,
+    with_reference,
+    write_reference,
+)
 from llm.evaluation.scores import Scorer
 from llm.generation import generate
 from llm.generation.engine import check_lengths
@@ -22,6 +31,7 @@ from llm.generation.prompts import opening, put
 from llm.run_folder import Run, matching, open_run, refuse_imported, shared
 from llm.sharding import hosts
 from llm.training import metrics, state
+from llm.training.adapters import without
 from llm.training.checkpoint import Checkpoints
 from llm.training.inspection import inspect
 from llm.training.loop import Trained, check_batch, recipe, train, trained_by
@@ -122,7 +132,7 @@ def run(
     start = _start(experiment, workdir)
     prepared = _prepare(experiment, workdir)
     _check_classes(prepared)
-    if start is not None and start.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
+    if start is not None and start.tokenizer.ids_fingerprint != prepared.tokenizer.ids_fingerprint:
         raise InputError(
             f"training.start_from={start.workdir}: its tokenizer is another one; set "
             f"tokenizer.path={start.workdir / 'tokenizer.json'}"
@@ -144,6 +154,9 @@ def run(
             training, objective = experiment.training, experiment.objective
             replay(model, training, experiment.optimizer, objective, experiment.seed, mesh, workdir, step)
         return
+    reference = None
+    if experiment.objective.kind == "preference":
+        reference = _kept_reference(prepared, params, start, workdir)
     # All that can be refused has been: only now the folder becomes this experiment's.
     summary_file = workdir / "summary.json"
     if hosts.from_first(lambda: _take_over(experiment, workdir) or summary_file.is_file()):
@@ -154,9 +167,15 @@ def run(
         return
 
     with jax.set_mesh(mesh):
+        if experiment.objective.kind == "preference":
+            if reference is None:
+                assert start is not None, "see `_kept_reference`"
+                reference = _reference(experiment, prepared, model, mesh, workdir, start)
+            prepared = with_reference(prepared, reference)
         chunk = experiment.training.loss_chunk
         kind, generation = experiment.objective.kind, experiment.generation
-        scorer = Scorer(model, kind, prepared, experiment.evaluation, chunk, mesh, generation)
+        beta = experiment.training.preference_beta
+        scorer = Scorer(model, kind, prepared, experiment.evaluation, chunk, mesh, generation, beta)
         trained = train(
             model,
             experiment.training,
@@ -196,6 +215,63 @@ def _start(experiment: config.Experiment, workdir: pathlib.Path) -> Run | None:
     if not pathlib.Path(name).is_dir():
         raise InputError(f"training.start_from={name}: there is no such folder; train that run first")
     return open_run(name, values=False)
+
+
+def _made_of(prepared: Prepared, start: Run) -> dict[str, str]:
+    return {"data": prepared.fingerprint, "start": str(start.workdir.resolve()), "step": str(start.step)}
+
+
+def _kept_reference(
+    prepared: Prepared, params, start: Run | None, workdir: pathlib.Path
+) -> dict[str, np.ndarray] | None:
+    """The log-probabilities of the start, where an earlier command has left them; None where they are to be computed.
+
+    Raises:
+        InputError: they are of other data, or are gone from a run that has begun; or the start lacks a parameter of the
+            model, so that there is nothing to compare with.
+    """
+    found = read_reference(workdir, prepared)
+    if start is None:  # the run has begun, and goes on with what it was begun with
+        if found is None:
+            raise InputError(
+                f"{workdir / REFERENCE} is missing, which the run was begun with: put it back, or begin a new folder"
+            )
+        return found[0]
+    has = matching(params, start)
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(without(params))]
+    lacking = [name for name in names if name not in has]
+    if lacking:
+        raise InputError(
+            f"training.start_from={start.workdir} lacks {', '.join(lacking)}: a preference is learned against all of it"
+        )
+    return found[0] if found is not None and found[1] == _made_of(prepared, start) else None
+
+
+def _reference(
+    experiment: config.Experiment,
+    prepared: Prepared,
+    model: models.Model,
+    mesh: jax.sharding.Mesh,
+    workdir: pathlib.Path,
+    start: Run,
+) -> dict[str, np.ndarray]:
+    """Computes the log-probabilities of the start on all pairs, and keeps them in the run's folder."""
+    made_of = state.Recipe(model, optax.identity(), experiment.objective.kind)
+    places = state.abstract(made_of, mesh).params
+    opened = open_run(str(start.workdir))
+    found = matching(places, opened)
+    params = jax.tree_util.tree_map_with_path(lambda p, x: jax.device_put(found[path_name(p)], x.sharding), places)
+    pairs = compile_pairs(model, experiment.training.loss_chunk)
+    datasets = {"train": prepared.train, "validation": prepared.validation}
+    tables = {}
+    total, silent = sum(map(len, datasets.values())), not hosts.first()
+    with tqdm(total=total, desc="reference", unit="pair", mininterval=0.5, disable=silent) as bar:
+        for split, dataset in datasets.items():
+            size = experiment.evaluation.batch_size
+            tables[split] = log_probabilities(pairs, params, dataset, size, mesh, progress=bar.update)[0]
+    if hosts.first():
+        write_reference(workdir, tables, _made_of(prepared, opened))
+    return tables
 
 
 def _check_fresh(params, found: dict, optimizer: OptimizerSpec, start: Run) -> None:
@@ -276,7 +352,10 @@ def _prompts(experiment: config.Experiment, prepared: Prepared, model: models.Mo
     tokenizer, texts = prepared.tokenizer, experiment.generation.prompts
     start, kind, end = specials(tokenizer).start, experiment.objective.kind, tokenizer.end_of_text
     before = opening(experiment.generation.opening, end, tokenizer.bos)
-    prompts = [put(kind, model.reads_source, ids, before, end, start) for ids in tokenizer.encode_batch(texts)]
+    if kind in models.CHATTING:
+        prompts: list[Prompt] = [(tokenizer.chat([{"role": "user", "content": text}]), None) for text in texts]
+    else:
+        prompts = [put(kind, model.reads_source, ids, before, end, start) for ids in tokenizer.encode_batch(texts)]
     for text, (row, _) in zip(texts, prompts):
         try:
             check_lengths(len(row), 1, experiment.model.context)
@@ -324,6 +403,9 @@ def _samples(experiment: config.Experiment, prepared: Prepared, prompts, model: 
     rows = [row for row, _ in prompts]
     sources = [source for _, source in prompts if source is not None]
     longest = max(map(len, rows))
+    ends = generation.all_ends(tokenizer.end_of_text)
+    if experiment.objective.kind in models.CHATTING and tokenizer.end_of_turn is not None:
+        ends = (*ends, tokenizer.end_of_turn)
     written = generate(
         model,
         params,
@@ -332,7 +414,7 @@ def _samples(experiment: config.Experiment, prepared: Prepared, prompts, model: 
         generation.sampling(),
         context=context,
         vocab_size=tokenizer.vocab_size,
-        end_of_text=generation.all_ends(tokenizer.end_of_text),
+        end_of_text=ends,
         sources=sources or None,
         seed=experiment.seed,
     )

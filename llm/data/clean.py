@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
-from llm.data import language, markup, personal_data, quality
+from llm.data import language, markup, messages, personal_data, quality
 from llm.data.documents import Document, Dropped, Note, Stage
 from llm.data.spec import CleanSpec
 from llm.data.word_units import APOSTROPHES, UNSPACED, normalised_words
@@ -42,17 +42,19 @@ _LINE_ENDS = re.compile(r"(?<![^\S\n])[^\S\n]+\n")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
-def stages(spec: CleanSpec, fields: tuple[str, ...] = ("text",)) -> list[tuple[str, Stage]]:
+def stages(spec: CleanSpec, fields: tuple[str, ...] = ("text",), form: str = messages.TEXT) -> list[tuple[str, Stage]]:
     """The stages that `spec` asks for, named and in order.
 
     Args:
         spec: the settings.
         fields: what an example is made of: "text", and keys of `document.meta` whose values are texts.
+        form: of the documents; of conversations each message is cleaned by itself, and the text is made of them anew.
 
     Raises:
         InputError: a language that is not known, a list of words that cannot be read.
     """
-    found: list[tuple[str, Stage]] = [("clean", functools.partial(_clean, spec=spec, fields=fields))]
+    change = functools.partial(_each_field, fields=messages.PARTS[form] or fields, form=form)
+    found: list[tuple[str, Stage]] = [("clean", functools.partial(_clean, spec=spec, change=change))]
     if spec.languages:
         found.append(("language", language.stage(spec.languages, spec.language_confidence)))
     if spec.quality:
@@ -61,7 +63,7 @@ def stages(spec: CleanSpec, fields: tuple[str, ...] = ("text",)) -> list[tuple[s
         found.append(("words", _Words(spec.words)))
     if spec.personal_data:
         found = [(name, functools.partial(_hiding, stage=stage)) for name, stage in found]
-        found.append(("personal data", functools.partial(_personal_data, kinds=spec.personal_data, fields=fields)))
+        found.append(("personal data", functools.partial(_personal_data, kinds=spec.personal_data, change=change)))
     return found
 
 
@@ -75,8 +77,13 @@ def _hiding(document: Document, note: Note, stage: Stage) -> Document | Dropped:
     return Dropped(result.reason, personal_data.hidden(result.detail)) if isinstance(result, Dropped) else result
 
 
-def _each_field(document: Document, note: Note, fields: Iterable[str], change: Callable[[str, Note], str]) -> Document:
-    """The document with `change(text, note)` in place of each field's text; fields are noted together."""
+def _each_field(
+    document: Document, note: Note, change: Callable[[str, Note], str], fields: Iterable[str], form: str
+) -> Document | Dropped:
+    """The document with `change(text, note)` in place of each field's text; fields are noted together.
+
+    A document of which a field, or a message of one, is left empty is dropped.
+    """
     noted: dict[str, list] = {}
 
     def gather(reason: str, example: str = "", count: int = 1) -> None:
@@ -86,11 +93,21 @@ def _each_field(document: Document, note: Note, fields: Iterable[str], change: C
     for name in fields:
         if name == "text":
             text = change(text, gather)
+            if not text:
+                return Dropped("empty")
             continue
         value = meta.get(name)
-        if not isinstance(value, str):
+        if form != messages.TEXT and isinstance(value, list):
+            value = [{**message, "content": change(message["content"], gather)} for message in value]
+        elif isinstance(value, str):
+            value = change(value, gather)
+        else:
             raise InputError(f"{meta.get('source', document.id)}: the field {name!r} is {value!r}, not a text")
-        meta = {**meta, name: change(value, gather)}
+        if not all(messages.contents(value)):
+            return Dropped("empty", f"the field {name!r}")
+        meta = {**meta, name: value}
+    if form != messages.TEXT:
+        text = messages.transcript(meta, form)
     for reason, (example, count) in noted.items():
         note(reason, example, count)
     return Document(document.id, text, meta)
@@ -99,7 +116,10 @@ def _each_field(document: Document, note: Note, fields: Iterable[str], change: C
 # --- clean ------------------------------------------------------------------------------------------------------------
 
 
-def _clean(document: Document, note: Note, spec: CleanSpec, fields: tuple[str, ...]) -> Document | Dropped:
+Change = Callable[[Document, Note, Callable[[str, Note], str]], Document | Dropped]  # `_each_field` of some fields
+
+
+def _clean(document: Document, note: Note, spec: CleanSpec, change: Change) -> Document | Dropped:
     """One form of Unicode, line feeds as line ends, no control and invisible characters, no blank space at line ends,
     at most one blank line, and one line feed at the end of the text (other fields have none). Cleaning twice changes
     nothing.
@@ -108,10 +128,9 @@ def _clean(document: Document, note: Note, spec: CleanSpec, fields: tuple[str, .
         text = markup.main_text(document.text)
         note("markup removed", f"{len(document.text)} characters -> {len(text)}")
         document = Document(document.id, text, {**document.meta, "format": "text"})
-    cleaned = _each_field(document, note, fields, lambda text, gather: clean_text(text, spec, gather))
-    for name in fields:
-        if not (cleaned.text if name == "text" else cleaned.meta[name]):
-            return Dropped("empty", "" if name == "text" else f"the field {name!r}")
+    cleaned = change(document, note, lambda text, gather: clean_text(text, spec, gather))
+    if isinstance(cleaned, Dropped):
+        return cleaned
     if len(cleaned.text) < spec.min_characters:
         return Dropped("too short", cleaned.text)
     return Document(cleaned.id, cleaned.text + "\n", cleaned.meta)
@@ -255,5 +274,5 @@ class _Words:
 # --- personal data ----------------------------------------------------------------------------------------------------
 
 
-def _personal_data(document: Document, note: Note, kinds: tuple[str, ...], fields: tuple[str, ...]) -> Document:
-    return _each_field(document, note, fields, lambda text, gather: personal_data.replace(text, kinds, gather))
+def _personal_data(document: Document, note: Note, kinds: tuple[str, ...], change: Change) -> Document | Dropped:
+    return change(document, note, lambda text, gather: personal_data.replace(text, kinds, gather))

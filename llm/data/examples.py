@@ -29,6 +29,8 @@ def longest(spec: ObjectiveSpec, lengths: np.ndarray, specials: Specials) -> np.
     fields = lengths.shape[1]
     if spec.kind == "seq2seq":
         return lengths.max(axis=1) + 1
+    if spec.kind == "preference":
+        return 2 * (lengths[:, 0] - 1) + lengths[:, 1] + lengths[:, 2]
     if spec.kind == "contrastive":
         return lengths.max(axis=1) + _added(1, specials)
     if spec.kind in ("causal", "prefix", "span_corruption"):
@@ -248,3 +250,23 @@ def contrastive(examples, labels, length: int, spec: ObjectiveSpec, specials: Sp
         **packed.as_source(source["tokens"], source["segments"]),
         "weights": np.ones(len(examples), np.float32),
     }
+
+
+def preference(examples, labels, length: int, spec: ObjectiveSpec, specials: Specials, rngs: Rngs) -> Batch:
+    """A prompt with each of two answers, the chosen and the rejected one, as two documents of a row.
+
+    The fields are prompt, chosen and rejected; nothing is put between them. The tokens of the answers weigh 1.
+    """
+    shape = (len(examples), length)
+    tokens, targets = np.full(shape, specials.fill, np.int32), np.zeros(shape, np.int32)
+    weights, segments = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    for row, (prompt, *answers) in enumerate(examples):
+        at = 0
+        for number, answer in enumerate(answers, 1):
+            ids = np.concatenate([prompt, answer])
+            place = slice(at, at + len(ids) - 1)
+            tokens[row, place], targets[row, place], segments[row, place] = ids[:-1], ids[1:], number
+            weights[row, at + len(prompt) - 1 : place.stop] = 1
+            at = place.stop
+    positions = packed.restarted(segments)
+    return {"tokens": tokens, "targets": targets, "weights": weights, "segments": segments, "positions": positions}

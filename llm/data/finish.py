@@ -6,7 +6,7 @@ import json
 import pathlib
 import shutil
 
-from llm.data import pack, report
+from llm.data import conversations, messages, pack, report
 from llm.data.shards import Shards
 from llm.data.split import SPLITS, TRAIN
 from llm.data.work import Work, merge_tallies, whole, write_json
@@ -73,14 +73,16 @@ def _split(work: Work, side: str, accounts: list[dict]) -> dict:
         "ids": list(itertools.chain.from_iterable(s["ids"] for s in splits))[:100],
         "bytes": shards.text_bytes,
     }
-    lengths = shards.lengths()
+    lengths = conversations.token_lengths(shards.lengths(), shards.fields)
     account["text_tokens_in_shards"] = int(lengths.sum())
     if data.packing == "whole":
         account |= {"rows": len(shards), "tokens": int(lengths.sum())}
         longest = lengths.sum(axis=1)
         account["longer_than_a_row"] = int((longest > data.row_length).sum())
         return account
-    plan = pack.plan(data.packing, lengths[:, 0], data.row_length)
+    # A text has a place more than tokens, a conversation one less.
+    sizes = lengths[:, 0] - 2 if data.form == messages.CHAT else lengths[:, 0]
+    plan = pack.plan(data.packing, sizes, data.row_length)
     plan.save(work.folder / f"{side}.rows.npz")
     account |= {"rows": len(plan), "tokens": plan.tokens, "filled": plan.tokens / (len(plan) * data.row_length)}
     return account

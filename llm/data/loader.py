@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from llm.data import answers, objectives, pack, packed
+from llm.data import answers, conversations, messages, objectives, pack, packed
 from llm.data.augment import augment
 from llm.data.objectives import Specials
 from llm.data.permutation import permute
@@ -34,6 +34,7 @@ class Dataset:
         buckets: lengths that unpacked batches are padded to, ascending.
         classes: how many classes labels name.
         training: whether examples are augmented.
+        reference: (examples, 2) what the "preference" objective compares with, once it is known.
     """
 
     shards: Shards
@@ -45,6 +46,7 @@ class Dataset:
     classes: int
     training: bool
     lengths: np.ndarray
+    reference: np.ndarray | None = None
 
     @classmethod
     def open(
@@ -127,9 +129,11 @@ class Dataset:
         kind, spec, specials = self.objective.kind, self.objective, self.specials
         epochs = np.broadcast_to(epochs, np.shape(indices))
         # Nothing is drawn for next-token prediction of packed rows, so no generator is made.
-        still = kind in ("causal", *objectives.FOLLOWING) and self.plan is not None
+        still = kind in ("causal", messages.CHAT, *objectives.FOLLOWING) and self.plan is not None
         rngs = [] if still else [_generator(seed, int(e), int(i)) for e, i in zip(epochs, indices)]
-        if self.plan is not None:
+        if self.plan is not None and kind == messages.CHAT:
+            batch = conversations.rows(self.plan, self.shards, indices, specials.fill)
+        elif self.plan is not None:
             rows = pack.rows(self.plan, self.shards, indices, specials.end_of_text, specials.opening)
             if still:
                 batch = objectives.causal(rows["tokens"], rows["targets"], rows["segments"], rows["positions"])
@@ -147,8 +151,14 @@ class Dataset:
             if spec.next_sentence and kind == "masked":
                 more = {"others": [self._other(int(i), rng) for i, rng in zip(indices, rngs)]}
             batch = objectives.UNPACKED[kind](examples, labels, length, spec, specials, rngs, **more)
+        if self.reference is not None:
+            batch["reference"] = self.reference[np.asarray(indices)]
         objectives.check(batch, specials.vocab_size, self.classes)
         return batch
+
+    def with_reference(self, reference: np.ndarray) -> "Dataset":
+        """The same rows, each with its reference, (examples, 2)."""
+        return dataclasses.replace(self, reference=np.asarray(reference, np.float32))
 
     def _other(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """Any example but this one, from the whole split, so that it does not depend on the batch."""

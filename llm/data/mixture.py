@@ -49,6 +49,11 @@ class Mixture:
         return int(self._starts[-1])
 
     @property
+    def datasets(self) -> list[Dataset]:
+        """What is mixed."""
+        return self._datasets
+
+    @property
     def row_length(self) -> int:
         """Tokens of a row, or of the longest example."""
         return self._datasets[0].row_length
@@ -67,6 +72,11 @@ class Mixture:
     def text_bytes(self) -> int:
         """Bytes of the text of all datasets."""
         return sum(dataset.text_bytes for dataset in self._datasets)
+
+    def with_reference(self, reference: np.ndarray) -> "Mixture":
+        """As `Dataset.with_reference`; examples that are not packed are those of one dataset."""
+        (dataset,) = self._datasets
+        return Mixture([dataset.with_reference(reference)], [1])
 
     def rows(self, indices: np.ndarray, seed: int, epochs: np.ndarray) -> Batch:
         """Rows numbered through all datasets."""

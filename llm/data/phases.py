@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from llm import tokenization
-from llm.data import answers, dedup, duplicates
+from llm.data import answers, conversations, dedup, duplicates, messages
 from llm.data.clean import stages
-from llm.data.documents import Document, Dropped, Note, Tally, apply
+from llm.data.documents import Document, Dropped, Note, Stage, Tally, apply
 from llm.data.shards import ShardWriter
 from llm.data.sources import read, read_all
 from llm.data.split import SPLITS, TRAIN, held_out, sides
@@ -82,7 +82,7 @@ def _write_lines(work: Work, unit: int, name: str, records: list[dict]) -> None:
 def _stages(work: Work, evaluation: bool):
     """The stages of a unit. An evaluation source is normalised but never filtered: its scores stay comparable."""
     spec = work.spec
-    found = [*stages(spec.clean, spec.data.fields), *dedup.document_stages(spec.dedup)]
+    found = [*stages(spec.clean, spec.data.fields, spec.data.form), *dedup.document_stages(spec.dedup)]
     if spec.dedup.contamination:
         found.append(("contamination", _contamination(work).stage))
     if evaluation:
@@ -98,7 +98,7 @@ def _pass(document: Document, note: Note) -> Document:
 def _contamination(work: Work) -> dedup.Contamination:
     spec = work.spec
     found: list[Document] = []
-    normalise = stages(spec.clean, spec.data.fields)[:1]
+    normalise = stages(spec.clean, spec.data.fields, spec.data.form)[:1]
     for source in spec.dedup.contamination:
         stream: Iterable[Document] = read_all(spec.data, source)
         for _, stage in normalise:
@@ -347,8 +347,13 @@ def _field(work: Work, document: Document, name: str) -> str:
     return text.removesuffix("\n") if work.spec.data.packing == "whole" else text
 
 
-def _kept(work: Work, unit: int, tallies: list[Tally], removed=lambda *_: None) -> Iterator[tuple[str, Document]]:
-    """The documents of a unit that stay, without the lines of many documents, under their splits."""
+def _kept(
+    work: Work, unit: int, tallies: list[Tally], removed=lambda *_: None, last: tuple[str, Stage] | None = None
+) -> Iterator[tuple[str, Document]]:
+    """The documents of a unit that stay, without the lines of many documents, under their splits.
+
+    They pass through a `last` stage, named, where there is one.
+    """
     keep, held = np.load(work.path(unit, "keep.npy")), work.table(unit)["held"]
     held_ids = iter(held[keep].tolist())
     stream: Iterator[Document] = (d for d, stays in zip(work.documents(unit), keep) if stays)
@@ -367,6 +372,9 @@ def _kept(work: Work, unit: int, tallies: list[Tally], removed=lambda *_: None) 
     if work.spec.data.answer:
         tallies.append(Tally("answers"))
         stream = apply(functools.partial(answers.locate, key=work.spec.data.answer), stream, tallies[-1], removed)
+    if last is not None:
+        tallies.append(Tally(last[0]))
+        stream = apply(last[1], stream, tallies[-1], removed)
     for document in stream:
         meta = dict(document.meta)
         yield from sides(work.spec.data, Document(document.id, document.text, meta), meta.pop(_HELD))
@@ -389,12 +397,18 @@ def encode(work: Work, unit: int) -> None:
     tallies: list[Tally] = []
     removed: list[dict] = []
 
-    stream = _kept(work, unit, tallies, _listing(removed))
+    last = None
+    if data.form != messages.TEXT:
+        stage = functools.partial(
+            conversations.encode, tokenizer=made, form=data.form, row_length=data.row_length, on_error=data.on_error
+        )
+        last = "conversations", stage
+    stream = _kept(work, unit, tallies, _listing(removed), last)
     writers = {
         side: ShardWriter(
             work.path(unit, f"{side}.tokens"),
             vocab_size=made.vocab_size,
-            fields=data.fields,
+            fields=data.example_fields,
             labels=_label_names(work),
             tokenizer=made.fingerprint,
         )
@@ -403,9 +417,11 @@ def encode(work: Work, unit: int) -> None:
     split = {side: {"documents": 0, "characters": 0, "tokens": 0, "ids": []} for side in SPLITS}
     while batch := list(itertools.islice(stream, BATCH)):
         texts = {name: [_field(work, document, name) for _, document in batch] for name in data.fields}
-        ids = {name: made.encode_batch(values, name != data.fields[0]) for name, values in texts.items()}
+        ids: dict[str, list] = {}
+        if last is None:
+            ids = {name: made.encode_batch(values, name != data.fields[0]) for name, values in texts.items()}
         for number, (side, document) in enumerate(batch):
-            sequences = [ids[name][number] for name in data.fields]
+            sequences = [ids[name][number] for name in ids] or document.meta[conversations.ENCODED]
             size = sum(len(texts[name][number].encode("utf-8")) for name in data.fields)
             account = split[side]
             account["documents"] += 1
@@ -414,7 +430,7 @@ def encode(work: Work, unit: int) -> None:
                 account["ids"].append(document.id)
             for fields, values in _examples(work, made, document, sequences, labels):
                 writers[side].add(fields, values, text_bytes=size, name=document.id)
-                account["tokens"] += sum(map(len, fields))
+                account["tokens"] += sum(map(len, fields[:1] if data.form == messages.CHAT else fields))
                 size = 0  # of all windows of a text, the first counts its bytes
     for writer in writers.values():
         writer.close()

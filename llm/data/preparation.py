@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 
 from llm import tokenization
-from llm.data import finish, objectives
+from llm.data import finish, messages, objectives
 from llm.data.execute import Execution, execute
 from llm.data.loader import Dataset
 from llm.data.mixture import Mixture
@@ -181,16 +181,35 @@ def _check_objective(spec: Preparation) -> None:
     _check_order(spec.objective, data.packing)
     if spec.objective.kind == "span_qa" and not data.answer:
         raise InputError("objective.kind='span_qa' needs data.answer, the record key of the answer")
+    if data.form != messages.TEXT:
+        _check_text_alone(spec)
     # Which special tokens a tokenizer has does not depend on the text that it is trained on.
     tokenizer = tokenization.load(spec.tokenizer) if spec.tokenizer.path else tokenization.train(spec.tokenizer, ["a"])
     objectives.require(
         spec.objective,
         specials(tokenizer),
         packed=data.packing != "whole",
-        fields=data.fields,
+        fields=data.example_fields,
         classes=2 if data.label else 0,
         row_length=data.row_length,
     )
+    if data.form != messages.TEXT and tokenizer.end_of_turn is None:
+        raise InputError(
+            f"data.form={data.form!r}: the tokenizer's chat template ends an answer by no special token, so nothing "
+            "would end what is written; give another one in tokenizer.chat_template"
+        )
+
+
+def _check_text_alone(spec: Preparation) -> None:
+    """Refuses what would change the text of a conversation and leave its messages as they are."""
+    rooms = {"dedup": ("document_lines", "document_paragraphs", "corpus_lines", "corpus_paragraphs"),
+             "clean": ("markup",)}  # fmt: skip
+    for room, names in rooms.items():
+        for name in names:
+            if getattr(getattr(spec, room), name):
+                raise InputError(
+                    f"{room}.{name}: messages of data.form={spec.data.form!r} are kept whole; leave it off"
+                )
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
@@ -256,11 +275,13 @@ def _goes_on(partial: pathlib.Path, plan: dict, say: Callable[[str], None]) -> b
 
 def _changes(old: dict, new: dict) -> list[str]:
     """What settings or inputs are not those that a folder was made from, named."""
+    # A field that is younger than a folder is at its default there.
+    begun = {room: Preparation().to_json()[room] | old["settings"].get(room, {}) for room in new["settings"]}
     settings = [
-        f"{room}.{name}: {old['settings'].get(room, {}).get(name)!r} -> {value!r}"
+        f"{room}.{name}: {begun[room][name]!r} -> {value!r}"
         for room in new["settings"]
         for name, value in new["settings"][room].items()
-        if old["settings"].get(room, {}).get(name) != value and (room, name) != ("data", "on_error")
+        if begun[room][name] != value and (room, name) != ("data", "on_error")
     ]
     # A source that is gone cannot have been changed: what was prepared from it still serves.
     sources = [source for source, mark in old["sources"].items() if new["sources"].get(source) not in (mark, None)]

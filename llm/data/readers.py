@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from llm.data import messages
 from llm.data.documents import Document
 from llm.data.spec import DataSpec
 
@@ -304,7 +305,13 @@ class Records:
 
     def documents(self, record: object, number: int, raw: str | None = None) -> Iterator[Document]:
         """One document, or none after a word to `bad`; `raw` is how the record stands in the file."""
-        reason = self._refused(record, raw)
+        reason = ""
+        if self.spec.form != messages.TEXT:
+            record, reason = messages.normalised(record, self.spec.form)
+            if not reason:  # the text stands last: what is wrong with a message is said of the message
+                record.pop(self.spec.text, None)
+                record[self.spec.text] = messages.transcript(record, self.spec.form)
+        reason = reason or self._refused(record, raw)
         if reason:
             self.bad(number, reason, _shown(json.dumps(record, default=str) if raw is None else raw))
             return

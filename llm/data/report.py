@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from llm.data import conversations
 from llm.data.shards import Shards
 from llm.data.split import SPLITS
 from llm.data.work import Work
@@ -91,7 +92,8 @@ def draw_lengths(work: Work, path: pathlib.Path) -> None:
 
     lengths = {}
     for side in SPLITS:
-        lengths[side] = np.maximum(Shards.open(work.shards(side)).lengths().sum(axis=1), 1)
+        shards = Shards.open(work.shards(side))
+        lengths[side] = np.maximum(conversations.token_lengths(shards.lengths(), shards.fields).sum(axis=1), 1)
     edges = bins(min(int(values.min()) for values in lengths.values()), max(int(v.max()) for v in lengths.values()))
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     for side, values in lengths.items():

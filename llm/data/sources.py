@@ -79,10 +79,11 @@ def units(spec: DataSpec, source: str) -> list[Unit]:
         found = readers.format_of(name)
         assert found is not None, name
         kind, packed = found
-        if kind in readers.TEXTS and (spec.label or len(spec.fields) > 1):
+        if kind in readers.TEXTS and (spec.label or len(spec.fields) > 1 or spec.form != "text"):
             raise InputError(
                 f"{_where(source, root, name)}: a .{kind} file has no fields but its text, and data.fields="
-                f"{spec.fields} data.label={spec.label!r} ask for more; take .jsonl, .csv or .parquet"
+                f"{spec.fields} data.label={spec.label!r} data.form={spec.form!r} ask for more; take .jsonl, .csv or "
+                ".parquet"
             )
         size = _size(root / name)
         divisible = not packed and (kind in ("jsonl", "parquet") or (kind == "txt" and spec.txt == "line"))

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+from llm.data import messages
 from llm.errors import InputError
 
 
@@ -31,6 +32,8 @@ class DataSpec:
         split_by: how documents are held out when neither of the two above says it: "hash" keeps out whole documents
             by the hash of their text, "tail" the last part of every document.
         validation_fraction: the share that `split_by` holds out.
+        form: what a record is: "text"; "chat", a conversation; "preference", two answers to one, of which the first is
+            better (`llm.data.messages` has the keys). Rows hold whole conversations (`llm.data.conversations`).
         text: the name of the text in records (a JSON key, a column of csv or parquet).
         id: the name of the id in records; "" or absent gives "file:line".
         txt: what a document is in a .txt file: "file", a "line", or a "paragraph" (between blank lines).
@@ -59,6 +62,7 @@ class DataSpec:
     holdout: tuple[str, ...] = ()
     split_by: str = "hash"
     validation_fraction: float = 0.1
+    form: str = "text"
     text: str = "text"
     id: str = "id"
     txt: str = "file"
@@ -107,6 +111,7 @@ class DataSpec:
             raise InputError(f"data.fields={self.fields}: names of record keys, each once")
         if "text" not in self.fields:
             raise InputError(f'data.fields={self.fields}: one of them must be "text", which data.text names in records')
+        self._check_form()
         if self.packing != "whole" and (len(self.fields) > 1 or self.label):
             raise InputError(
                 f"data.packing={self.packing!r} packs one text a document: with data.fields={self.fields} "
@@ -131,6 +136,33 @@ class DataSpec:
             raise InputError(f"data.weights={self.weights}: one for each of data.prepared={self.prepared}")
         if any(weight <= 0 for weight in self.weights):
             raise InputError(f"data.weights={self.weights}: must be positive")
+
+    def _check_form(self) -> None:
+        """Refuses what conversations have no use for."""
+        _one_of("data.form", self.form, tuple(messages.PARTS))
+        if self.form == messages.TEXT:
+            return
+        packing = {messages.CHAT: "best_fit", messages.PREFERENCE: "whole"}[self.form]
+        if self.packing != packing:
+            raise InputError(
+                f"data.packing={self.packing!r}: data.form={self.form!r} keeps conversations whole; set {packing!r}"
+            )
+        unread = {"fields": ("text",), "label": "", "answer": "", "prefixes": ()}
+        for name, default in unread.items():
+            if getattr(self, name) != default:
+                raise InputError(
+                    f"data.{name}={getattr(self, name)!r}: data.form={self.form!r} does not read it; leave it at "
+                    f"{default!r}"
+                )
+        if self.split_by == "tail" and not self.validation and not self.holdout:
+            raise InputError(
+                f"data.split_by='tail' cuts documents, data.form={self.form!r} keeps them whole; take 'hash'"
+            )
+
+    @property
+    def example_fields(self) -> tuple[str, ...]:
+        """What an example consists of in token shards."""
+        return messages.FIELDS.get(self.form, self.fields)
 
 
 NORMALIZATIONS = ("NFC", "NFD", "NFKC", "NFKD", "as_is")
@@ -225,7 +257,7 @@ class DedupSpec:
 
 OBJECTIVES = (
     "causal", "masked", "span_corruption", "prefix", "continuation", "seq2seq", "classification", "span_qa",
-    "contrastive",
+    "contrastive", "chat", "preference",
 )  # fmt: skip
 
 
@@ -235,7 +267,8 @@ class ObjectiveSpec:
 
     Attributes:
         kind: "causal", "masked", "span_corruption", "prefix", "continuation" (an encoder reads the row before),
-            "seq2seq", "classification", "span_qa", "contrastive".
+            "seq2seq", "classification", "span_qa", "contrastive", "chat" (the assistant's tokens), "preference" (one
+            answer before another, against the run that is started from: Rafailov et al. 2023).
         stream: training batches follow the text: each row goes on where the same row of the batch before ended, for
             models that carry a state. For "causal".
         mask_rate: the share of tokens chosen by "masked", and corrupted by "span_corruption".

@@ -54,6 +54,14 @@ def rows(objective: str, numbers: dict[str, Any]) -> list[tuple[str, str]]:
             ("F1", percent(numbers["f1"], numbers["f1_interval"])),
             ("examples", f"{numbers['examples']:,}"),
         ]
+    elif objective == "preference":
+        found = [
+            ("preference accuracy", percent(numbers["accuracy"], numbers["accuracy_interval"])),
+            ("margin", f"{numbers['margin']:.4f}"),
+            ("rewards", f"{numbers['chosen_reward']:.4f} chosen, {numbers['rejected_reward']:.4f} rejected"),
+            ("loss", f"{numbers['loss']:.5f} nats/pair"),
+            ("pairs", f"{numbers['examples']:,}"),
+        ]
     else:
         bytes_ = f" encoding {numbers['bytes']:,} bytes" if "bytes" in numbers else ""
         found = [
@@ -63,6 +71,9 @@ def rows(objective: str, numbers: dict[str, Any]) -> list[tuple[str, str]]:
         ]
         if "bits_per_byte" in numbers:
             found.append(("bits per byte", f"{numbers['bits_per_byte']:.5f}"))
+        if "answers" in numbers:
+            exact = percent(numbers["exact_match"], numbers["exact_match_interval"])
+            found.append(("exact match", f"{exact} of {numbers['answers']:,} answers"))
         if "bleu" in numbers:
             low, high = numbers["bleu_interval"]
             found += [

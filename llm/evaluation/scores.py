@@ -7,6 +7,8 @@ Every example counts once, whatever the batch size and the number of devices, an
     seq2seq                           these, and BLEU, chrF and exact match of what greedy decoding writes
     classification                    loss, accuracy, precision, recall and F1, the confusion matrix
     span_qa                           loss, exact match and F1 of the answers
+    chat                              loss and perplexity of the assistant's tokens; greedy answers that match exactly
+    preference                        loss, accuracy, margin and rewards
     contrastive                       recall of a text's own source among all sources, and the mean reciprocal rank
 """
 
@@ -17,9 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm.data import Prepared
+from llm.data import Dataset, Prepared, conversations
 from llm.data.preparation import specials
 from llm.evaluation import perplexity as perplexities
+from llm.evaluation import preferences
 from llm.evaluation.bootstrap import mean_interval
 from llm.evaluation.classification import classification_scores
 from llm.evaluation.spans import answer_scores, best_span
@@ -52,7 +55,8 @@ class Scorer:
         spec: how to evaluate.
         loss_chunk: as in training.
         mesh: to evaluate on.
-        generation: which ids end what is written, and which are never written.
+        generation: which ids end what is written, which are never written, and the longest answer in a chat.
+        beta: of preferences.
     """
 
     def __init__(
@@ -64,8 +68,10 @@ class Scorer:
         loss_chunk: int | None,
         mesh: jax.sharding.Mesh,
         generation: GenerationSpec = GenerationSpec(),
+        beta: float = 0.1,
     ):
-        self._generation = generation
+        self._generation, self._beta = generation, beta
+        self._pairs = preferences.compile_pairs(model, loss_chunk)
         self._model, self._objective, self._prepared, self._spec, self._mesh = model, objective, prepared, spec, mesh
         self._rows = perplexities.compile_row_losses(model, loss_chunk, objective)
         self._heads = {
@@ -79,10 +85,13 @@ class Scorer:
         return len(self._prepared.validation)
 
     def loss(self, params, limit: int | None, progress: Progress = lambda rows: None) -> dict[str, float]:
-        """What is looked at along a run, over `limit` rows: the loss, and the accuracy of a classifier."""
+        """What is looked at along a run, over `limit` rows: the loss, and the accuracy where there is one."""
         if self._objective == "classification":
             logits_EC, labels_E = self._logits(params, limit, progress)
             return {"loss": _nats(logits_EC, labels_E).mean(), "accuracy": _right(logits_EC, labels_E).mean()}
+        if self._objective == "preference":
+            found = self._preferred(params, limit, progress).numbers
+            return {name: found[name] for name in ("loss", "accuracy", "margin")}
         return {"loss": self._perplexity(params, limit, progress).loss}
 
     def scores(self, params, progress: Progress = lambda rows: None) -> Scores:
@@ -92,6 +101,8 @@ class Scorer:
             return self.of_logits(*self._logits(params, None, progress))
         if kind == "contrastive":
             return self._retrieval(params, progress)
+        if kind == "preference":
+            return self._preferred(params, None, progress)
         found = dataclasses.asdict(self._perplexity(params, None, progress))
         if kind not in ("causal", "continuation"):
             # Only these two predict all of the text once.
@@ -99,6 +110,9 @@ class Scorer:
         if kind == "seq2seq":
             written = self._written(params)
             return Scores(found | written.numbers, written.records)
+        if kind == "chat":
+            answered = self._answered(params)
+            return Scores(found | answered.numbers, answered.records)
         if kind == "span_qa":
             answers = self._answers(params)
             return Scores({"loss": found["loss"]} | answers.numbers, answers.records)
@@ -182,6 +196,55 @@ class Scorer:
         for record, bleu, same in zip(records, each, exact):
             record.update(sentence_bleu=round(bleu, 3), exact_match=same)
         return Scores(found | {"exact_match": float(np.mean(exact))}, records)
+
+    def _preferred(self, params, limit: int | None, progress: Progress) -> Scores:
+        """Every pair of answers, against the log-probabilities of the run that was started from."""
+        found_N2, reference_N2 = preferences.log_probabilities(
+            self._pairs, params, self._prepared.validation, self._spec.batch_size, self._mesh, limit, progress
+        )
+        assert reference_N2 is not None, "the data have no reference (preferences.with_reference)"
+        rewards_N2 = self._beta * (found_N2.astype(np.float64) - reference_N2)
+        records = [
+            {"example": n, "chosen_reward": round(float(chosen), 5), "rejected_reward": round(float(rejected), 5)}
+            for n, (chosen, rejected) in enumerate(rewards_N2)
+        ]
+        return Scores(preferences.scores(found_N2, reference_N2, self._beta), records)
+
+    def _answered(self, params) -> Scores:
+        """What greedy decoding answers to every turn of a user, after all that the conversation says before it."""
+        tokenizer, context = self._prepared.tokenizer, self._model.spec.context
+        validation = self._prepared.validation
+        datasets = [validation] if isinstance(validation, Dataset) else validation.datasets
+        records, asked = [], []
+        conversations_ = (data.shards for data in datasets)
+        numbered = enumerate((shards, n) for shards in conversations_ for n in range(len(shards)))
+        for conversation, (shards, n) in numbered:
+            for turn, (prompt, answer) in enumerate(conversations.answers(shards, n)):
+                asked.append(prompt)
+                records.append({"conversation": conversation, "turn": turn, "prompt": tokenizer.decode(prompt),
+                                "reference": tokenizer.decode(answer)})  # fmt: skip
+        end = tokenizer.end_of_turn
+        # Prompts of similar length together: they share a compilation, and none waits for a longer one.
+        order = sorted(range(len(asked)), key=lambda place: len(asked[place]))
+        for start in range(0, len(order), self._spec.batch_size):
+            places = order[start : start + self._spec.batch_size]
+            filled = places + places[:1] * (self._spec.batch_size - len(places))
+            longest = self._generation.max_tokens
+            limits = [longest if context is None else min(longest, context - len(asked[place])) for place in filled]
+            written = generate(
+                self._model, params, [asked[place] for place in filled], limits,
+                self._generation.allowing(SamplingSpec(temperature=0.0)), context=context,
+                vocab_size=tokenizer.vocab_size,
+                end_of_text=(*self._generation.all_ends(tokenizer.end_of_text), *([] if end is None else [end])),
+            )  # fmt: skip
+            for place, ids in zip(places, written):
+                records[place]["answer"] = tokenizer.decode(ids)
+        exact = [float(record["answer"].strip() == record["reference"].strip()) for record in records]
+        for record, same in zip(records, exact):
+            record["exact_match"] = same
+        numbers = {"answers": len(exact), "exact_match": float(np.mean(exact)),
+                   "exact_match_interval": mean_interval(exact)}  # fmt: skip
+        return Scores(numbers, records)
 
     def _answers(self, params) -> Scores:
         """The best span of every question, of all windows over its text, held against the right one.

@@ -33,11 +33,13 @@ FAMILIES: dict[str, Family] = {
     "classifier": Family(ClassifierSpec, EncoderDecoder, ("classification",)),
     "encdec": Family(EncDecSpec, EncoderDecoder, ("seq2seq", "span_corruption", "continuation")),
     "bert": Family(BertSpec, Bert, ("masked", "classification", "span_qa", "contrastive")),
-    "gpt": Family(GPTSpec, GPT, ("causal", "prefix")),
+    "gpt": Family(GPTSpec, GPT, ("causal", "prefix", "chat", "preference")),
     "t5": Family(T5Spec, EncoderDecoder, ("span_corruption", "seq2seq", "continuation")),
 }
 # Objectives after which a model can be asked to write.
-WRITING = ("causal", "prefix", "seq2seq", "span_corruption", "continuation")
+WRITING = ("causal", "prefix", "seq2seq", "span_corruption", "continuation", "chat", "preference")
+# Objectives whose prompts are what a user says, by the tokenizer's chat template.
+CHATTING = ("chat", "preference")
 
 
 def check_objective(family: str, spec: ModelSpec, objective: str) -> None:
@@ -87,6 +89,7 @@ def build(spec: ModelSpec, tokenizer_vocab: int | None = None, classes: int | No
 
 
 __all__ = [
+    "CHATTING",
     "FAMILIES",
     "PRESETS",
     "WRITING",

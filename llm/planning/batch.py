@@ -43,12 +43,17 @@ def made_up_row(experiment: Experiment, vocab_size: int) -> dict[str, np.ndarray
     )
     token = np.full((1, length), 4, np.int32)
     if data.packing == "whole":
-        example, more = [token[0]] * len(data.fields), {}
+        example, more = [token[0]] * len(data.example_fields), {}
+        if spec.kind == "preference":  # a prompt of one token with two answers that fill the row
+            example = [token[0][:1], token[0][: length // 2], token[0][: length - length // 2]]
         if spec.kind == "masked" and spec.next_sentence:
             more = {"others": [example]}
         labels = np.zeros((1, 3), np.int32)
-        return objectives.UNPACKED[spec.kind]([example], labels, length, spec, specials, rngs, **more)
+        batch = objectives.UNPACKED[spec.kind]([example], labels, length, spec, specials, rngs, **more)
+        return batch | ({"reference": np.zeros((1, 2), np.float32)} if spec.kind == "preference" else {})
     one = np.ones_like(token)
+    if spec.kind == "chat":  # has the keys of the rows of texts
+        return objectives.causal(token, token, one)
     if spec.kind == "continuation":
         return packed.continuation(objectives.causal(token, token, one), token, one)
     batch = objectives.PACKED[spec.kind](token, token, one, spec, specials, rngs)

@@ -25,12 +25,21 @@ _NONCHARACTERS = [*range(0xFDD0, 0xFDF0), *(plane + end for plane in _PLANES for
 _WORD = re.compile(r"\w*")
 
 
+ASSISTANT = "assistant"
+
+
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """A rendered conversation, and how its replaced characters come back."""
+    """A rendered conversation, and how its replaced characters come back.
+
+    Attributes:
+        answers: for each message of the assistant in order, the place in the text where its answer begins: what stands
+            before is what the template writes to ask for it. None where the template later writes that in another way.
+    """
 
     text: str
     back: dict[int, str]
+    answers: tuple[int | None, ...] = ()
 
     def restore(self, text: str) -> str:
         """The text with its own characters."""
@@ -61,16 +70,26 @@ def render(template: str, messages: Sequence[dict[str, Any]], special_tokens: li
     masks = _masks(special_tokens, used)
     kept = [t for t in literals if not any(s.startswith(t) or t.startswith(s) for s in special_tokens)]
     mask = functools.partial(_mask, special_tokens=special_tokens, masks=masks, kept=kept)
-    try:
-        text = compiled.render(**{
-            **tokens, **_each(variables, mask), "messages": _each(list(messages), mask),
-            "add_generation_prompt": add_generation_prompt,
-        })  # fmt: skip
-    except jinja2.TemplateError as error:
-        raise InputError(f"the chat template refuses the conversation: {error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise InputError(f"the chat template fails on the conversation: {error}") from None
-    return Rendered(text, {ord(mask): character for character, mask in masks.items()})
+    masked, given = _each(list(messages), mask), {**tokens, **_each(variables, mask)}
+
+    def write(count: int, asks: bool) -> str:
+        try:
+            return compiled.render(**given, messages=masked[:count], add_generation_prompt=asks)
+        except jinja2.TemplateError as error:
+            raise InputError(f"the chat template refuses the conversation: {error}") from None
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            raise InputError(f"the chat template fails on the conversation: {error}") from None
+
+    text = write(len(masked), add_generation_prompt)
+    answers = []
+    for number, message in enumerate(messages):
+        if message["role"] == ASSISTANT:
+            try:
+                asked = write(number, True) if number else None
+            except InputError:  # it asks for no answer to these
+                asked = None
+            answers.append(len(asked) if asked is not None and text.startswith(asked) else None)
+    return Rendered(text, {ord(mask): character for character, mask in masks.items()}, tuple(answers))
 
 
 def _check(messages: Sequence[dict[str, Any]]) -> None:

@@ -48,7 +48,8 @@ def load(spec: TokenizerSpec) -> Tokenizer:
         made = _read(path, spec)
         _beside(made, path)
         _add(made, spec, str(path))
-        return Tokenizer(training.to_text(made))
+        loaded = Tokenizer(training.to_text(made))
+        return loaded.with_chat_template(spec.chat_template or loaded.chat_template)
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path} is not a tokenizer: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

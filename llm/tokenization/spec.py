@@ -22,6 +22,8 @@ class TokenizerSpec:
         sentinels: tokens `<extra_id_0>` and so on, in descending order from the highest id (T5, Raffel et al. 2020).
         special_tokens: further special tokens, such as "[MASK]"; text never becomes one of them.
         sample_bytes: training reads about this much text at most.
+        chat_template: the Jinja source by which conversations are written, in place of the one in the tokenizer's
+            files; "" leaves that one.
     """
 
     kind: str = "bpe"
@@ -32,6 +34,7 @@ class TokenizerSpec:
     sentinels: int = 0
     special_tokens: tuple[str, ...] = ()
     sample_bytes: int = 100_000_000
+    chat_template: str = ""
 
     @property
     def entries(self) -> int:

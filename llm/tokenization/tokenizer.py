@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from llm.errors import InputError
-from llm.tokenization import chat, export, special
+from llm.tokenization import export, special
 from llm.tokenization.backends import Backend, make_backend
+from llm.tokenization.chat import ASSISTANT, Rendered, render
 from llm.tokenization.pieces import Joiner
 
 META = export.META
@@ -133,10 +134,11 @@ class Tokenizer:
         offsets = _character_of_bytes(text, [self._pieces.spelled[i] or b"" for i in ids], offsets)
         return ids, [_trimmed(text, start, end) for start, end in offsets]
 
-    def _encode_parts(self, parts: list[str | int]) -> list[int]:
+    def _encode_parts(self, parts: list[str | int], first: bool = True) -> list[int]:
+        """The ids of parts; `first` says whether they begin a text."""
         ids: list[int] = []
         for place, part in enumerate(parts):
-            ids += [part] if isinstance(part, int) else self._backend.encode_part(part, place == 0)
+            ids += [part] if isinstance(part, int) else self._backend.encode_part(part, first and place == 0)
         return ids
 
     def chat(
@@ -146,7 +148,8 @@ class Tokenizer:
 
         Control tokens come from the template alone: nothing that stands in `messages` or `variables` becomes a special
         token, not even together with text beside it (`llm.tokenization.chat` says how). Tokens that the file adds
-        without calling them special, such as Qwen's <think>, are ordinary words, here as in `encode`.
+        without calling them special, such as Qwen's <think>, are ordinary words, here as in `encode`. No token has a
+        part of an answer and a part of what was written to ask for it: the ids begin with those that were answered.
 
         Args:
             messages: {"role": ..., "content": ...} each, and what else the template reads.
@@ -156,16 +159,81 @@ class Tokenizer:
         Raises:
             InputError: no template, one that fails, or messages that it refuses.
         """
+        rendered = self._rendered(messages, add_generation_prompt, variables)
+        return [i for part in self._cut(rendered, [place for place in rendered.answers if place]) for i in part]
+
+    def chat_answers(self, messages: Sequence[dict[str, Any]]) -> tuple[list[int], list[bool]]:
+        """(the ids of a whole conversation, which of them the assistant writes: its answers and what ends each).
+
+        Before each answer stand the ids that `chat` gives for the messages before it. The ids end with the last answer.
+
+        Raises:
+            InputError: as `chat` does; no answer; one that nobody asked for; a template that ends no answer by
+                `end_of_turn`, or that writes a question in another way once it is answered.
+        """
+        end = self.end_of_turn
+        if end is None:
+            raise InputError("the chat template ends an answer by no special token: nothing would end what is written")
+        rendered = self._rendered(messages, False, {})
+        if not rendered.answers:
+            raise InputError("no message of the conversation is the assistant's: there is nothing to learn")
+        places = []
+        for number, place in enumerate(rendered.answers):
+            if place is None:
+                raise InputError(
+                    f"the chat template writes the messages before answer {number} otherwise than when it asks for it"
+                )
+            places.append(place)
+        first, *answered = self._cut(rendered, places)
+        ids, learned = list(first), [False] * len(first)
+        for number, part in enumerate(answered):
+            special = next((place for place, i in enumerate(part) if i in self._special_ids), None)
+            if special is None or part[special] != end:
+                raise InputError(f"the chat template does not end answer {number} by {self.token(end)!r}")
+            ids += part
+            learned += [place <= special for place in range(len(part))]
+        after = learned[::-1].index(True)
+        return ids[: len(ids) - after], learned[: len(learned) - after]
+
+    @functools.cached_property
+    def end_of_turn(self) -> int | None:
+        """The special token by which the chat template closes an answer; None where it closes it by none.
+
+        Raises:
+            InputError: as `chat` does.
+        """
+        asked = [{"role": "user", "content": "a"}]
+        opened = self.chat(asked)
+        closed = self.chat([*asked, {"role": ASSISTANT, "content": "b"}], add_generation_prompt=False)
+        if closed[: len(opened)] != opened:
+            return None
+        return next((token for token in closed[len(opened) :] if token in self._special_ids), None)
+
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.special_tokens.values())
+
+    def _rendered(self, messages, add_generation_prompt: bool, variables: dict[str, Any]) -> Rendered:
         if self.chat_template is None:
-            raise InputError("the tokenizer has no chat template; load one whose files have it, or encode plain text")
+            raise InputError(
+                "the tokenizer has no chat template; load one whose files have it, give one in "
+                "tokenizer.chat_template, or encode plain text"
+            )
         tokens = {f"{name}_token": "" if i is None else self.token(i) for name, i in self._named().items()}
-        rendered = chat.render(
+        return render(
             self.chat_template, messages, list(self._splitter.specials), add_generation_prompt, tokens, variables
         )
-        parts = self._splitter(rendered.text)
-        texts = [rendered.restore(part) if isinstance(part, str) else part for part in parts]
-        self._check_text([part for part in texts if isinstance(part, str)])
-        return self._encode_parts(texts)
+
+    def _cut(self, rendered: Rendered, places: Sequence[int]) -> list[list[int]]:
+        """The ids of a rendered conversation in parts that begin at these places of its text, and at 0."""
+        edges = [0, *places, len(rendered.text)]
+        found = []
+        for number, (start, end) in enumerate(zip(edges, edges[1:])):
+            parts = self._splitter(rendered.text[start:end])
+            texts = [rendered.restore(part) if isinstance(part, str) else part for part in parts]
+            self._check_text([part for part in texts if isinstance(part, str)])
+            found.append(self._encode_parts(texts, first=number == 0))
+        return found
 
     def _named(self) -> dict[str, int | None]:
         return {"bos": self.bos, "eos": self.end_of_text, "pad": self.pad, "unk": self.unk, "cls": self.cls,
@@ -235,6 +303,11 @@ class Tokenizer:
         """A hash of everything that decides what the tokenizer does: of its file."""
         return hashlib.sha256(self._text.encode()).hexdigest()[:16]
 
+    @functools.cached_property
+    def ids_fingerprint(self) -> str:
+        """A hash of everything but the chat template: tokenizers with the same one give every text the same ids."""
+        return self.with_chat_template(None).fingerprint
+
     def save(self, path: pathlib.Path) -> None:
         """Writes tokenizer.json, which Hugging Face's `tokenizers` reads too unless it holds SentencePiece models."""
         path.write_bytes(self._text.encode())
@@ -255,10 +328,20 @@ class Tokenizer:
         """
         if all(getattr(self, role) == i for role, i in ids.items()):
             return self
+        roles = (json.loads(self._text)["model"].get(META) or {}).get("roles") or {}
+        return self._with(roles={**roles, **{role: self.token(i) for role, i in ids.items()}})
+
+    def with_chat_template(self, template: str | None) -> "Tokenizer":
+        """The same tokenizer with this chat template, or with none."""
+        return self if template == self.chat_template else self._with(chat_template=template)
+
+    def _with(self, **meta: Any) -> "Tokenizer":
+        """The same tokenizer with these entries of `META`; None takes one out."""
         document = json.loads(self._text)
-        meta = dict(document["model"].get(META) or {})
-        meta["roles"] = {**(meta.get("roles") or {}), **{role: self.token(i) for role, i in ids.items()}}
-        document["model"] = {**document["model"], META: meta}
+        said = {**(document["model"].get(META) or {}), **meta}
+        said = {name: value for name, value in said.items() if value is not None}
+        model = {name: value for name, value in document["model"].items() if name != META}
+        document["model"] = {**model, META: said} if said else model
         return Tokenizer(json.dumps(document, ensure_ascii=False, indent=1))
 
     @classmethod

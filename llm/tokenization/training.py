@@ -30,7 +30,7 @@ def train(spec: TokenizerSpec, texts: Iterable[str]) -> Tokenizer:
     first = BERT if spec.kind == "wordpiece" else ()
     ordered = list(dict.fromkeys([*first, END_OF_TEXT, *spec.special_tokens]))
     maker = {"bpe": _bpe, "bytes": _bpe, "chars": _chars, "wordpiece": _wordpiece, "unigram": _unigram}[spec.kind]
-    return Tokenizer(maker(spec, texts, ordered))
+    return Tokenizer(maker(spec, texts, ordered)).with_chat_template(spec.chat_template or None)
 
 
 def document(model: dict[str, Any], added: list[str], ids: dict[str, int], normalizer=None, pre_tokenizer=None,

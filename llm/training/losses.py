@@ -119,6 +119,7 @@ class Settings(NamedTuple):
     router_z_weight: float = 0.0
     temperature: float = 0.05
     masked_share: float = 0.15
+    beta: float = 0.1
 
 
 def _run(model: Model, params, batch: dict, key, cache=None):
@@ -218,6 +219,49 @@ def _contrastive(model: Model, s: Settings, params, batch: dict, key) -> Terms:
     return Terms((nats_B, weights_B), {"accuracy": (right_B, weights_B)})
 
 
+def _chat(model: Model, s: Settings, params, batch: dict, key) -> Terms:
+    """Prediction of the assistant's tokens; the others weigh nothing, and their logits are not computed."""
+    return _predicted(model, s, params, batch, _run(model, params, batch, key), sparse=True)
+
+
+def answer_log_probabilities(terms: Terms, batch: dict) -> jax.Array:
+    """(B, 2) log-probabilities of the answers in segments 1 and 2, from the terms of `_chat`."""
+    nats_BT, weights_BT = terms.loss
+    answers = [batch["segments"] == number for number in (1, 2)]
+    return -jnp.stack([jnp.sum(nats_BT * weights_BT * here_BT, axis=1) for here_BT in answers], axis=1)
+
+
+def preference_terms(log_probabilities_B2, reference_B2, beta: float, smoothing: float = 0.0) -> dict[str, jax.Array]:
+    """loss, accuracy, margin, chosen_reward and rejected_reward of each pair, by the answers' log-probabilities.
+
+    DPO (Rafailov et al. 2023, arXiv 2305.18290, equation 7): an answer's reward is beta times the logarithm of how much
+    likelier it has become, the margin that of the chosen one less that of the rejected one, the loss -log sigmoid of
+    the margin. With `smoothing` the preference is taken to be the wrong way round with that probability (cDPO, Mitchell
+    2023): (1 - smoothing) of that loss, and smoothing of that of the negative margin.
+    """
+    rewards_B2 = beta * (log_probabilities_B2 - reference_B2)
+    margin_B = rewards_B2[:, 0] - rewards_B2[:, 1]
+    loss_B = (1 - smoothing) * jax.nn.softplus(-margin_B) + smoothing * jax.nn.softplus(margin_B)
+    return {
+        "loss": loss_B,
+        "accuracy": (margin_B > 0).astype(jnp.float32),
+        "margin": margin_B,
+        "chosen_reward": rewards_B2[:, 0],
+        "rejected_reward": rewards_B2[:, 1],
+    }
+
+
+def _preference(model: Model, s: Settings, params, batch: dict, key) -> Terms:
+    """The loss of each pair against the log-probabilities in `batch["reference"]`; a row of zeros is none."""
+    terms = _chat(model, s._replace(smoothing=0.0), params, batch, key)
+    found = preference_terms(answer_log_probabilities(terms, batch), batch["reference"], s.beta, s.smoothing)
+    pairs_B = (batch["weights"].sum(axis=1) > 0).astype(jnp.float32)
+    # What is minimised beside it (a mixture's balance) is a mean over tokens, and counts once a pair.
+    each = pairs_B.sum() / jnp.maximum(batch["weights"].sum(), 1.0)
+    added = {name: (value * each, weight * each) for name, (value, weight) in terms.added.items()}
+    return Terms((found.pop("loss"), pairs_B), {name: (value, pairs_B) for name, value in found.items()}, added)
+
+
 class Objective(NamedTuple):
     """How an objective is learned.
 
@@ -243,6 +287,8 @@ OBJECTIVES: dict[str, Objective] = {
     **dict.fromkeys(
         ("causal", "prefix", "span_corruption", "continuation", "seq2seq"), Objective(_language, _touch_language)
     ),
+    "chat": Objective(_chat, _touch_language),
+    "preference": Objective(_preference, _touch_language),
     "masked": Objective(_masked, _touch_masked),
     "classification": Objective(_classification, lambda m, batch: m.classify(m(batch).hidden_BTD, batch)),
     "span_qa": Objective(_span_qa, lambda m, batch: m.spans(m(batch).hidden_BTD)),
@@ -254,7 +300,7 @@ def settings(objective: ObjectiveSpec, training: TrainingSpec) -> Settings:
     """The settings of a run's loss."""
     return Settings(
         training.loss_chunk, training.label_smoothing, training.balance_weight,
-        training.router_z_weight, training.temperature, objective.mask_rate,
+        training.router_z_weight, training.temperature, objective.mask_rate, training.preference_beta,
     )  # fmt: skip
 
 
@@ -300,3 +346,12 @@ def row_losses(model: Model, kind: str, loss_chunk: int | None) -> Callable[...,
         return (nats * weights).sum(axes), weights.sum(axes)
 
     return rows
+
+
+def pair_log_probabilities(model: Model, loss_chunk: int | None) -> Callable[..., jax.Array]:
+    """f(params, batch) -> (B, 2), the log-probabilities of both answers of each pair, without dropout."""
+
+    def pairs(params, batch: dict):
+        return answer_log_probabilities(_chat(model, Settings(loss_chunk), params, batch, None), batch)
+
+    return pairs

@@ -143,10 +143,13 @@ class TrainingSpec:
         batch_size: rows of one update, over all devices.
         microbatches: parts that one update's batch is computed in, one after the other, to save memory.
         loss_chunk: tokens whose logits exist at a time; None computes all logits at once.
-        label_smoothing: the share of the target that is spread evenly over all ids or classes.
+        label_smoothing: the share of the target that is spread evenly over all ids or classes; of "preference" the
+            probability that a pair stands the wrong way round.
         balance_weight: how much the balance of a mixture of experts counts beside the loss.
         router_z_weight: how much the squared log-sum-exp of the logits of its router counts.
         temperature: divides the cosines of the "contrastive" objective.
+        preference_beta: what the "preference" objective multiplies differences of log-probabilities by: the larger, the
+            nearer the model stays to the run of its start.
         start_from: a run's folder whose newest checkpoint gives the parameters that this model shares with it by name;
             what that run lacks starts anew, and what this model lacks is left out. "" starts anew altogether.
         ema_decay: keeps an exponential moving average of the parameters with this decay, which validation, scores,
@@ -174,6 +177,7 @@ class TrainingSpec:
     balance_weight: float = 0.01
     router_z_weight: float = 0.001
     temperature: float = 0.05
+    preference_beta: float = 0.1
     start_from: str = ""
     ema_decay: float | None = None
     lora_rank: int | None = None
@@ -200,7 +204,8 @@ class TrainingSpec:
         )
         for name in ("balance_weight", "router_z_weight"):
             _require(getattr(self, name) >= 0, f"training.{name}={getattr(self, name)}: must not be negative")
-        _require(self.temperature > 0, f"training.temperature={self.temperature}: must be above 0")
+        for name in ("temperature", "preference_beta"):
+            _require(getattr(self, name) > 0, f"training.{name}={getattr(self, name)}: must be above 0")
         _require(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             f"training.ema_decay={self.ema_decay}: must lie between 0 and 1, or be None for no average",

@@ -11,7 +11,7 @@ import pytest
 
 from llm import sharding
 from llm.errors import InputError
-from llm.generate import end_of_turn, main
+from llm.generate import main
 from llm.tokenization import Tokenizer, TokenizerSpec, train, training
 from tests.helpers import ROOT, assert_refused, command, environment, tiny, verb
 
@@ -87,7 +87,7 @@ def chat(run, said, *flags):
 def test_a_chat_answers_turn_by_turn_and_stops_at_its_end(run):
     """What matches is drawn: three letters, and then the token that ends a turn."""
     tokenizer = Tokenizer.load(run / "tokenizer.json")
-    (end,) = end_of_turn(tokenizer)
+    end = tokenizer.end_of_turn
     assert end == tokenizer.special_tokens["<|turn|>"]
     flags = ["--regex=[a-p]{3,9}", f"--logit-bias={end}:200", "--max-tokens=9", "--temperature=0"]
     result = chat(run, "Who?\n\nWhy?\n", *flags)

@@ -181,6 +181,17 @@ SOURCE = ("source_tokens", "source_segments", "source_positions")
     [
         ("gpt", {}, {*ROW, *PLACES}),
         ("gpt", {"objective.kind": "prefix"}, {*ROW, *PLACES, "prefix_lengths"}),
+        ("gpt", {"objective.kind": "chat", "data.form": "chat", "data.packing": "best_fit"}, {*ROW, *PLACES}),
+        (
+            "gpt",
+            {
+                "objective.kind": "preference",
+                "data.form": "preference",
+                "data.packing": "whole",
+                "training.start_from": "runs/chat",
+            },
+            {*ROW, *PLACES, "reference"},
+        ),
         ("rnn", {"objective.stream": True}, {*ROW, *PLACES, "continues"}),
         ("bert", {"objective.kind": "masked"}, {*ROW, *PLACES, "types"}),
         ("t5", {"objective.kind": "continuation"}, {*ROW, *PLACES, *SOURCE}),
@@ -206,7 +217,9 @@ def test_a_batch_has_the_keys_of_its_objective(family, changes, keys):
     experiment = config.resolve(config.with_variant(wanted, "this", this={"objective.kind": "causal"} | changes))
     row = batch.made_up_row(experiment, 500)
     assert row.keys() == keys
-    assert all(x.dtype == ("float32" if "weights" in key else "int32") for key, x in row.items())
+    assert all(
+        x.dtype == ("float32" if key in (*PLACES, "label_weights", "reference") else "int32") for key, x in row.items()
+    )
     assert row["tokens"].shape == (1, 128) and row["segments"].all()
 
 
