@@ -34,7 +34,7 @@ from llm.evaluation.spec import EvaluationSpec
 from llm.generation.spec import GenerationSpec
 from llm.sharding.spec import MeshSpec
 from llm.tokenization.spec import TokenizerSpec
-from llm.training.optimizer import schedule
+from llm.training.optimizer import CARRIED, schedule
 from llm.training.spec import OptimizerSpec, TrainingSpec
 
 # An ml_collections ConfigDict: no type checker can know its nested fields.
@@ -109,6 +109,13 @@ class Experiment:
             raise InputError(
                 f"model.types={self.model.types}: data.fields={self.data.fields} needs {len(self.data.fields)}"
             )
+
+        if isinstance(self.model, models.GPTSpec) and self.model.width_base is not None:
+            if self.optimizer.name not in CARRIED:
+                raise InputError(
+                    f"model.width_base={self.model.width_base}: it carries the rates of {' and '.join(CARRIED)}, not of "
+                    f"optimizer.name={self.optimizer.name!r}; set it to None"
+                )
 
     @property
     def preparation(self) -> Preparation:

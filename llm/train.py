@@ -217,6 +217,7 @@ def _finish(
         "skipped_steps": int(trained.state.skipped),
         "train_tokens": trained.tokens,
         "train_seconds": trained.seconds,
+        "train_flops": flops * trained.tokens,
         "tokens_per_second": rate,
         "mfu": flops * rate / (peak * jax.device_count()),
         "mfu_of": peak_of,

@@ -53,7 +53,7 @@ def recipe(
     adapters = None
     if spec.lora_rank is not None:
         adapters = Adapters(spec.lora_rank, spec.lora_alpha, spec.lora_targets)
-    optimizer = optimizers.build(trained_by(spec, optimizer_spec), spec.steps)
+    optimizer = optimizers.build(trained_by(spec, optimizer_spec), spec.steps, models.width_share(model.spec))
     return states.Recipe(model, optimizer, objective.kind, seed, spec.batch_size, adapters, spec.ema_decay)
 
 
