@@ -50,10 +50,10 @@ class GPTSpec:
         tied: the unembedding is the token table.
         scale_embedding: multiplies token vectors by sqrt(D), as a tied table is small.
         width_base: the width whose learning rate a model of another one keeps, by the maximal update parametrisation
-            (muP; Yang et al. 2022, "Tensor Programs V", table 8): what depends on D or H is held at its value there, and
-            logits are multiplied by width_base / D; `llm.training.optimizer` gives the hidden matrices that share of
-            the rate. F must grow with D; where head_width is None heads widen with D, else there are more of them.
-            None has the standard parametrisation, in which the best rate falls as D grows.
+            (muP; Yang et al. 2022, "Tensor Programs V", table 8): logits are multiplied by width_base / D, scores by
+            the like for heads that widen, `scale_embedding` takes width_base for D, and the optimizer gives the hidden
+            matrices that share of the rate. F must grow with D; where head_width is None heads widen with D, else there
+            are more of them. None has the standard parametrisation, in which the best rate falls as D grows.
         dropout: on embeddings, attention weights and the output of each part.
         attention: the implementation, as in `llm.attention.attention`.
         dtype: compute dtype, "float32" or "bfloat16"; parameters are float32.

@@ -14,7 +14,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]*")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A run of a sweep: a name, that of its folder, and the fields that it sets, by path ("optimizer.learning_rate")."""
+    """A run of a sweep: a name, that of its folder, and the fields that it sets, "optimizer.learning_rate"."""
 
     name: str
     fields: dict[str, Any]
@@ -43,7 +43,7 @@ class Range:
 
 
 def grid(fields: Mapping[str, Sequence[Any]]) -> list[Setting]:
-    """Every product of the fields' values: grid({"model.width": (32, 64)}) has "width=32" and "width=64".
+    """A setting for every product of the fields' values; {"model.width": (32, 64)} has "width=32" and "width=64".
 
     Fields with one value are set and not named, unless every field has one.
     """
