@@ -203,7 +203,7 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path):
     assert all(1e-4 <= s.fields["optimizer.learning_rate"] <= 1e-1 and s.fields["model.layers"] in (2, 4) for s in ran)
     assert [row["state"] for row in rows] == ["failed" if n == 4 else "ok" for n in range(12)]
     found = report.best(rows)
-    assert found is not None and found["fields"]["model.layers"] == 2 and report.loss_of(found) < 2.5
+    assert found is not None and found["fields"]["model.layers"] == 2 and found["validation"]["loss"] < 2.5
     # Finished: nothing is run again, and another space is another study.
     again = search.search(sweep, space, 12, launch, row, said.append)
     assert len(ran) == 12 and [row["state"] for row in again] == [row["state"] for row in rows]

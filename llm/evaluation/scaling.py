@@ -8,6 +8,7 @@ import scipy.optimize
 
 from llm.errors import InputError
 
+Points = Sequence[float] | np.ndarray
 _LEAST = 4  # points: one more than the law has numbers
 _SPREAD = (2.5, 97.5)  # percentiles of an interval
 
@@ -36,7 +37,7 @@ class Fit(NamedTuple):
         return float(low), float(high)
 
 
-def fit(xs: Sequence[float], losses: Sequence[float], resamples: int = 200, floor: float | None = None) -> Fit:
+def fit(xs: Points, losses: Points, resamples: int = 200, floor: float | None = None) -> Fit:
     """The law whose logarithm is nearest to the losses' by least squares.
 
     The others come of a residual bootstrap: to the law's losses its own residuals are added in random order with

@@ -98,7 +98,7 @@ def plot(workdir: pathlib.Path, rows: Sequence[Row]) -> pathlib.Path:
         xs = [x for points in drawn.values() for x, _ in points]
         if min(xs) > 0 and max(xs) / min(xs) >= 8:
             axes.set_xscale("log", base=2)
-        axes.set_xlabel(field)
+        axes.set_xlabel(field.replace("_", " ").replace(".", ": "))
     else:
         names = [row["name"] for row in rows if loss_of(row) is not None]
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")

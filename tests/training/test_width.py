@@ -95,8 +95,8 @@ def test_what_is_scaled_and_by_how_much():
     assert spec(4 * BASE, BASE, head_width=4).attention_settings().score_scale == 1.0
     # The unembedding starts as wide as at the base, and its products are divided by the ratio of widths.
     big = spec(64 * BASE, BASE, tied=False)
-    bound = models.build(big).bind({"params": {"unembedding_projection": {"kernel": jnp.ones((64 * BASE, VOCAB))}}})
-    logits = bound.unembed(jnp.ones((1, 1, 64 * BASE)))  # pyright: ignore[reportAttributeAccessIssue]
+    ones = {"unembedding_projection": {"kernel": jnp.ones((64 * BASE, VOCAB))}}
+    logits = models.build(big).apply({"params": ones}, jnp.ones((1, 1, 64 * BASE)), method="unembed")
     np.testing.assert_allclose(logits, BASE)
 
 
