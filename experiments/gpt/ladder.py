@@ -1,4 +1,18 @@
-"""A scaling ladder."""
+"""A scaling ladder: GPTs of growing width on Jane Austen's bytes, tokens in proportion to parameters, one rate for all.
+
+The learning rate is found at the base width and carried by muP (`model.width_base`; Yang et al. 2022). A law, loss =
+E + A C^-alpha, is fitted to all rungs but the largest, by compute and by parameters, and judged by the largest.
+
+Command:   python -m llm.sweep --config=experiments/gpt/ladder.py --workdir=runs/ladder
+           python -m llm.sweep --config=experiments/gpt/ladder.py:rates --workdir=runs/rates
+           python -m experiments.gpt.ladder --ladder=runs/ladder --rates=runs/rates
+           python -m llm.train --config=experiments/gpt/ladder.py --workdir=runs/base, the rung of the base width alone
+Hardware:  one CPU core
+Time:      @TIME@
+Score:     @SCORE@
+
+The variant `long` has widths from 40 to 352, 38 thousand to 3 million parameters; none is claimed: it has not been run.
+"""
 
 import json
 import pathlib
@@ -14,8 +28,8 @@ from llm.sweeps import Setting, grid
 from llm.training.metrics import write_json
 
 BASE, LAYERS, LENGTH, RATE = 32, 2, 128, 2.0**-6
-WIDTHS = (16, 24, 32, 40, 48, 64)
-LONG_WIDTHS = (36, 52, 80, 128, 208, 352)
+WIDTHS = (32, 40, 48, 56, 64)
+LONG_WIDTHS = (40, 56, 80, 128, 208, 352)
 TOKENS_A_PARAMETER = 5
 RATES = tuple(2.0**-n for n in (9, 8, 7, 6, 5))
 
@@ -162,6 +176,7 @@ def picture(path: pathlib.Path, ladder: list[Rung], laws: dict[str, Fit], rates:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     panels = 2 + (0 if rates is None else 2)
     figure, axes = plt.subplots(panels // 2, 2, figsize=(11, 4.5 * panels // 2), squeeze=False, layout="constrained")
@@ -179,8 +194,8 @@ def picture(path: pathlib.Path, ladder: list[Rung], laws: dict[str, Fit], rates:
         place.plot(xs[-1:], losses[-1:], "*", color="tab:orange", markersize=12, label="held out")
         place.set_xscale("log")
         place.set_yscale("log")
-        place.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%.2f"))
-        place.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%.2f"))
+        place.yaxis.set_major_formatter(ticker.FormatStrFormatter("%.2f"))
+        place.yaxis.set_minor_formatter(ticker.FormatStrFormatter("%.2f"))
         place.set_xlabel(label)
         place.set_ylabel("validation loss (nats per byte)")
         place.grid(alpha=0.3, which="both")
