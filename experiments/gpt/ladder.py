@@ -8,10 +8,14 @@ Command:   python -m llm.sweep --config=experiments/gpt/ladder.py --workdir=runs
            python -m experiments.gpt.ladder --ladder=runs/ladder --rates=runs/rates
            python -m llm.train --config=experiments/gpt/ladder.py --workdir=runs/base, the rung of the base width alone
 Hardware:  one CPU core
-Time:      @TIME@
-Score:     @SCORE@
+Time:      six rungs together 16 min 30 s beside much other work, data prepared before
+Score:     1.793 nats a byte (2.586 bits) by the largest, 98,304 parameters and 491,479 tokens, one seed. The law of
+           the other five says 1.868, 4.2% too much, and its refits anything from 1.73 to 2.30: these sizes tell no floor (0 to
+           2.27) and no exponent (0.08 to 0.76). Widths 16 and 24 see so few tokens that they have only learned how
+           frequent bytes are (3.08 and 3.06), which no power law has in it. `rates` has been run in part: at width 32
+           2^-6 is the best of five (2.626); whether muP keeps it there at 64 and 128 is not measured yet
 
-The variant `long` has widths from 40 to 352, 38 thousand to 3 million parameters; none is claimed: it has not been run.
+The variant `long` has widths from 40 to 352, 38 thousand to 3 million parameters; it has not been run.
 """
 
 import json
@@ -28,7 +32,7 @@ from llm.sweeps import Setting, grid
 from llm.training.metrics import write_json
 
 BASE, LAYERS, LENGTH, RATE = 32, 2, 128, 2.0**-6
-WIDTHS = (32, 40, 48, 56, 64)
+WIDTHS = (16, 24, 32, 40, 48, 64)
 LONG_WIDTHS = (40, 56, 80, 128, 208, 352)
 TOKENS_A_PARAMETER = 5
 RATES = tuple(2.0**-n for n in (9, 8, 7, 6, 5))

@@ -37,7 +37,7 @@ class Fit(NamedTuple):
         return float(low), float(high)
 
 
-def fit(xs: Points, losses: Points, resamples: int = 200, floor: float | None = None) -> Fit:
+def fit(xs: Points, losses: Points, resamples: int = 100, floor: float | None = None) -> Fit:
     """The law whose logarithm is nearest to the losses' by least squares.
 
     The others come of a residual bootstrap: to the law's losses its own residuals are added in random order with
