@@ -10,10 +10,11 @@ Command:   python -m llm.sweep --config=experiments/gpt/ladder.py --workdir=runs
 Hardware:  one CPU core
 Time:      six rungs together 16 min 30 s beside much other work, data prepared before
 Score:     1.793 nats a byte (2.586 bits) by the largest, 98,304 parameters and 491,479 tokens, one seed. The law of
-           the other five says 1.868, 4.2% too much, and its refits anything from 1.73 to 2.30: these sizes tell no floor (0
-           to 2.27) and no exponent (0.08 to 0.76). Widths 16 and 24 see so few tokens that they have only learned how
-           frequent bytes are (3.08 and 3.06), which no power law has in it. `rates` has been run in part: at width 32
-           2^-6 is the best of five (2.626); whether muP keeps it there at 64 and 128 is not measured yet
+           the other five says 1.868, 4.2% too much, and its refits anything from 1.73 to 2.30: these sizes
+           tell no floor (0 to 2.27) and no exponent (0.08 to 0.76). Widths 16 and 24 see so few tokens that
+           they have only learned how frequent bytes are (3.08 and 3.06), which no power law has in it.
+           `rates` has been run in part: at width 32, 2^-6 is the best of five (2.626); whether muP keeps it
+           there at 64 and 128 is not measured yet
 
 The variant `long` has widths from 40 to 352, 38 thousand to 3 million parameters; it has not been run.
 """
