@@ -20,6 +20,7 @@ from llm.stop import stop_signal
 VERBS = {
     "prepare": "turn text into packed training rows and a tokenizer",
     "train": "train an experiment config from raw text to a finished, evaluated, sampled model",
+    "sweep": "train an experiment once for every setting of a sweep, or search by optuna",
     "evaluate": "loss, perplexity and bits per byte of a run over its validation set",
     "generate": "continue a prompt, a file of prompts or a conversation with a run's model",
     "plan": "compile the train step for hardware that is not there: memory, network, least time",

@@ -16,6 +16,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
 import math
 import pathlib
@@ -34,7 +35,7 @@ from llm.evaluation.spec import EvaluationSpec
 from llm.generation.spec import GenerationSpec
 from llm.sharding.spec import MeshSpec
 from llm.tokenization.spec import TokenizerSpec
-from llm.training.optimizer import schedule
+from llm.training.optimizer import CARRIED, schedule
 from llm.training.spec import OptimizerSpec, TrainingSpec
 
 # An ml_collections ConfigDict: no type checker can know its nested fields.
@@ -119,6 +120,11 @@ class Experiment:
                 f"model.types={self.model.types}: data.fields={self.data.fields} needs {len(self.data.fields)}"
             )
 
+        if getattr(self.model, "width_base", None) is not None and self.optimizer.name not in CARRIED:
+            raise InputError(
+                f"optimizer.name={self.optimizer.name!r}: model.width_base carries {' and '.join(CARRIED)} alone"
+            )
+
     @property
     def preparation(self) -> Preparation:
         """What its data is prepared by."""
@@ -185,21 +191,7 @@ def load(location: str) -> Config:
         if variant:
             raise InputError(f"--config={location}: the config of a run has no variants")
         return _of_experiment(read(path))
-    module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise InputError(f"--config={location}: {name} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise InputError(f"--config={location}: {name} defines no get_config(variant)")
-        config = module.get_config(variant)
-    except InputError as error:
-        raise InputError(str(error) if str(error).startswith("--config") else f"--config={location}: {error}") from None
-    except (Exception, SystemExit) as error:
-        lines = [f.lineno for f in traceback.extract_tb(sys.exc_info()[2]) if f.filename == str(path)]
-        where = f"{name}:{lines[-1]}" if lines else name
-        raise InputError(f"--config={location}: {where}: {_say(error)}") from None
+    config = _ask(location, path, "get_config", variant)
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config={location}: get_config returned {type(config).__name__}, expected a ConfigDict")
     try:
@@ -207,6 +199,40 @@ def load(location: str) -> Config:
     except InputError as error:
         raise InputError(f"--config={location}: {error}") from None
     return config
+
+
+def stated(location: str, name: str) -> typing.Any:
+    """What a function of an experiment file returns beside `get_config`: `sweep`, `search`, with or without a variant.
+
+    Raises:
+        InputError: as `load`, or the file has no such function.
+    """
+    file, _, variant = location.partition(":")
+    path = pathlib.Path(file)
+    if path.suffix == ".json" or not path.is_file():
+        raise InputError(f"--config={location}: expected an experiment file with {name}()")
+    return _ask(location, path, name, variant)
+
+
+def _ask(location: str, path: pathlib.Path, function: str, variant: str) -> typing.Any:
+    """What a function in a Python file returns; it may do without the variant, `get_config` may not."""
+    module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise InputError(f"--config={location}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        asked = getattr(module, function, None)
+        if asked is None:
+            raise InputError(f"--config={location}: {path} defines no {function}(variant)")
+        takes = function == "get_config" or inspect.signature(asked).parameters
+        return asked(variant) if takes else asked()
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith("--config") else f"--config={location}: {error}") from None
+    except (Exception, SystemExit) as error:
+        lines = [f.lineno for f in traceback.extract_tb(sys.exc_info()[2]) if f.filename == str(path)]
+        where = f"{path}:{lines[-1]}" if lines else path
+        raise InputError(f"--config={location}: {where}: {_say(error)}") from None
 
 
 def _of_experiment(experiment: Experiment) -> Config:

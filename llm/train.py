@@ -386,6 +386,7 @@ def _finish(
         "skipped_steps": int(trained.state.skipped),
         "train_tokens": trained.tokens,
         "train_seconds": trained.seconds,
+        "train_flops": trained.flops,
         "tokens_per_second": trained.tokens_per_second,
         "mfu": trained.mfu,
         "mfu_of": trained.mfu_of,

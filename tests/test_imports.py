@@ -17,6 +17,7 @@ ALLOWED = {
     "generation": {"models", "sharding", "errors"},
     "weights": {"models", "nn", "errors"},
     "evaluation": {"training", "generation", "models", "data", "sharding", "errors"},
+    "sweeps": {"training", "config", "errors", "stop"},
     "compression": {"models", "nn", "errors"},
     "interpretability": {"models", "attention", "errors"},
 }

@@ -56,6 +56,11 @@ def check_objective(family: str, spec: ModelSpec, objective: str) -> None:
         raise InputError(f"model.carry=True: rows of objective.kind={objective!r} do not go on; set it to False")
 
 
+def width_share(spec: ModelSpec) -> float:
+    """The width whose learning rate a model keeps over its own (`GPTSpec.width_base`); 1 where it has its own rate."""
+    return spec.width_share if isinstance(spec, GPTSpec) else 1.0
+
+
 def build(spec: ModelSpec, tokenizer_vocab: int | None = None, classes: int | None = None) -> Model:
     """The linen module of a spec; its vocabulary and its classes, where the spec does not say them, are the data's.
 

@@ -49,6 +49,11 @@ class GPTSpec:
             0 has the MLP.
         tied: the unembedding is the token table.
         scale_embedding: multiplies token vectors by sqrt(D), as a tied table is small.
+        width_base: the width whose learning rate a model of another one keeps, by the maximal update parametrisation
+            (muP; Yang et al. 2022, "Tensor Programs V", table 8): logits are multiplied by width_base / D, scores by
+            the like for heads that widen, `scale_embedding` takes width_base for D, and the optimizer gives the hidden
+            matrices that share of the rate. F must grow with D; where head_width is None heads widen with D, else there
+            are more of them. None has the standard parametrisation, in which the best rate falls as D grows.
         dropout: on embeddings, attention weights and the output of each part.
         attention: the implementation, as in `llm.attention.attention`.
         dtype: compute dtype, "float32" or "bfloat16"; parameters are float32.
@@ -82,6 +87,7 @@ class GPTSpec:
     experts_chosen: int = 2
     tied: bool = True
     scale_embedding: bool = False
+    width_base: int | None = None
     dropout: float = 0.0
     attention: str = "auto"
     dtype: str = "float32"
@@ -90,7 +96,7 @@ class GPTSpec:
 
     def __post_init__(self):
         checks.at_least_one(self, "vocab_size", "context", "layers", "width", "heads", "kv_heads", "head_width",
-                            "ff_width", "unroll", "rope_original_context")  # fmt: skip
+                            "ff_width", "unroll", "rope_original_context", "width_base")  # fmt: skip
         if self.head_width is None:
             checks.divides(self, "heads", "width", "; set model.head_width")
         if self.kv_heads is not None:
@@ -125,6 +131,11 @@ class GPTSpec:
         if self.experts and self.bias:
             raise InputError("model.bias=True: the experts have no biases; set it to False, or model.experts to 0")
 
+    @property
+    def width_share(self) -> float:
+        """width_base / D, which muP scales by; 1 without it."""
+        return 1.0 if self.width_base is None else self.width_base / self.width
+
     def attention_settings(self) -> AttentionSettings:
         """The settings of each attention layer."""
         rope = Rope(
@@ -142,6 +153,8 @@ class GPTSpec:
             rope=rope if self.position == "rope" else None,
             dropout=self.dropout,
             output_scale=(2 * self.layers) ** -0.5,  # GPT-2: keeps the residual stream's variance flat in depth
+            # Trained queries and keys are alike, and their product grows as H, not as sqrt(H).
+            score_scale=self.width_share**0.5 if self.head_width is None else 1.0,
             implementation=self.attention,
         )
 
@@ -182,7 +195,9 @@ class GPT(nn.Module):
             self.embed_position = Embed(s.context, s.width, axes=("position", "embed"), dtype=dtype)
         self.final_norm = Norm(s.norm, s.norm_epsilon, dtype)
         if not s.tied:
-            self.unembedding_projection = Projection((s.width,), (s.vocab_size,), ("embed", "vocab"), dtype=dtype)
+            self.unembedding_projection = Projection(
+                (s.width,), (s.vocab_size,), ("embed", "vocab"), stddev_scale=s.width_share**-0.5, dtype=dtype
+            )
 
     @property
     def unembedding(self) -> tuple[str, ...]:
@@ -209,7 +224,7 @@ class GPT(nn.Module):
         positions_BT, mask, cache = causal_rows(batch, cache)
         x_BTD = self.embed(batch["tokens"])
         if s.scale_embedding:
-            x_BTD *= s.width**0.5
+            x_BTD *= (s.width if s.width_base is None else s.width_base) ** 0.5
         if s.position == "learned":
             x_BTD += self.embed_position(positions_BT)
         x_BTD = nn.Dropout(s.dropout, deterministic=not train)(x_BTD)
@@ -228,8 +243,10 @@ class GPT(nn.Module):
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """float32 logits_BTV of hidden states."""
         if self.spec.tied:
-            return self.embed.logits(hidden_BTD)
-        return self.unembedding_projection(hidden_BTD).astype(jnp.float32)
+            logits_BTV = self.embed.logits(hidden_BTD)
+        else:
+            logits_BTV = self.unembedding_projection(hidden_BTD).astype(jnp.float32)
+        return logits_BTV if self.spec.width_base is None else logits_BTV * self.spec.width_share
 
     def init_cache(self, batch: int, length: int, source_length: int = 0, chunk: int | None = None) -> KVCache:
         """An empty cache for `batch` rows of at most `length` tokens, `chunk` of them at once; there is no source."""

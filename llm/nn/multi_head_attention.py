@@ -27,6 +27,7 @@ class AttentionSettings:
         rope: the rotary positions; None has none.
         window: keys before the query that it may see; None is all.
         scaled: divides scores by sqrt(H). T5 does not, its initial queries are smaller by that.
+        score_scale: a further factor on scaled scores.
         dropout: on the attention weights.
         output_scale: factor on the initial standard deviation of the output projection.
         implementation: as in `llm.attention.attention`.
@@ -42,6 +43,7 @@ class AttentionSettings:
     rope: Rope | None = None
     window: int | None = None
     scaled: bool = True
+    score_scale: float = 1.0
     dropout: float = 0.0
     output_scale: float = 1.0
     implementation: str = "auto"
@@ -127,7 +129,7 @@ class MultiHeadAttention(nn.Module):
             v_BSKH.astype(self.dtype),
             mask=mask,
             bias=bias,
-            scale=None if s.scaled else 1.0,
+            scale=s.score_scale * s.head_width**-0.5 if s.scaled else 1.0,
             dropout_rate=dropout,
             dropout_key=self.make_rng("dropout") if dropout else None,
             implementation=s.implementation,

@@ -35,13 +35,15 @@ from llm.training.watch import say as warn
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
     """What the loop hands on: the final state, the model's parameters out of it (`Recipe.model_params`), the time and
-    tokens of all its parts before and after resumes, their rate, and which share of which peak (MFU) that is.
+    tokens of all its parts before and after resumes, the operations that those tokens took, their rate, and which share
+    of which peak (MFU) that is.
     """
 
     state: states.TrainState
     params: Any
     seconds: float
     tokens: int
+    flops: float
     tokens_per_second: float
     mfu: float
     mfu_of: str
@@ -54,7 +56,7 @@ def recipe(
     adapters = None
     if spec.lora_rank is not None:
         adapters = Adapters(spec.lora_rank, spec.lora_alpha, spec.lora_targets)
-    optimizer = optimizers.build(trained_by(spec, optimizer_spec), spec.steps)
+    optimizer = optimizers.build(trained_by(spec, optimizer_spec), spec.steps, models.width_share(model.spec))
     return states.Recipe(model, optimizer, objective.kind, seed, spec.batch_size, adapters, spec.ema_decay)
 
 
@@ -263,7 +265,8 @@ def train(
             log.close(failed)
     seconds = so_far()["seconds"]
     rate = tokens / max(seconds, 1e-9)  # the mean over the loop, compilation included
-    return Trained(state, made_of.model_params(state), seconds, tokens, rate, watch.mfu(rate), watch.peak[1])
+    done = made_of.model_params(state)
+    return Trained(state, done, seconds, tokens, flops * tokens, rate, watch.mfu(rate), watch.peak[1])
 
 
 _COUNTS = ("weight", "tokens", "skipped_in_a_row", STOP)  # of a step's metrics, what is no record

@@ -16,6 +16,10 @@ from llm.training.update_rules import scale_by_adafactor, scale_by_muon
 
 # The matrices of the hidden layers.
 MUON_ROLES = ("attention", "mlp", "expert", "recurrent")
+# The matrices whose inputs grow with the model's width, but for the unembedding, whose logits the model itself scales.
+WIDE_ROLES = ("attention", "mlp", "expert", "router")
+# muP's share of the rate is for rules whose update of a number is as large as the rate, whatever the gradient.
+CARRIED = ("adamw", "lion")
 
 
 def schedule(spec: OptimizerSpec, updates: int) -> optax.Schedule:
@@ -46,10 +50,15 @@ def schedule(spec: OptimizerSpec, updates: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after[spec.schedule]], [warmup])
 
 
-def build(spec: OptimizerSpec, updates: int) -> optax.GradientTransformation:
+def build(spec: OptimizerSpec, updates: int, width_share: float = 1.0) -> optax.GradientTransformation:
     """The optimizer on the schedule of `updates` updates. Clipping is the train step's.
 
     Weight decay is decoupled in all of them: the learning rate times `weight_decay` times the parameter.
+
+    Args:
+        spec: its settings.
+        updates: how many will be made.
+        width_share: muP's share of the rate for matrices that widen with the model (`llm.models.width_share`).
     """
     rate = schedule(spec, updates)
 
@@ -78,9 +87,11 @@ def build(spec: OptimizerSpec, updates: int) -> optax.GradientTransformation:
         optimizer = optax.partition(
             {name: rules[name] for name in groups}, lambda params: jax.tree_util.tree_map_with_path(group, params)
         )
-    if not spec.rates and spec.layer_decay == 1:
+    if not spec.rates and spec.layer_decay == 1 and width_share == 1:
         return optimizer
-    scale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rate_factors(spec, updates)))
+    scale = optax.stateless(
+        lambda updates, _: jax.tree.map(jnp.multiply, updates, rate_factors(spec, updates, width_share))
+    )
     return optax.chain(optimizer, scale)
 
 
@@ -107,10 +118,10 @@ def _matches(path: str, name: str) -> bool:
     return fnmatch.fnmatchcase(path, name) if "*" in name else role(path).name == name
 
 
-def rate_factors(spec: OptimizerSpec, params):
+def rate_factors(spec: OptimizerSpec, params, width_share: float = 1.0):
     """The factor on the learning rate of each parameter, in the tree's own shape: a number, or one for each layer.
 
-    A parameter of L layers has them in an array of shape (L, 1, ..., 1).
+    A parameter of L layers has them in an array of shape (L, 1, ..., 1). `width_share` is that of `build`.
     """
     shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
     places = {path: _place(path) for path in shapes if stacked(path)}
@@ -121,7 +132,7 @@ def rate_factors(spec: OptimizerSpec, params):
 
     def of(path, x):
         name = path_name(path)
-        factor = factor_of(name, spec)
+        factor = factor_of(name, spec) * (width_share if role(name).name in WIDE_ROLES else 1.0)
         if name in places:
             stack, i = places[name]
             below = layers[stack] - np.arange(i, layers[stack], patterns[stack])

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from llm.errors import InputError
-from llm.models import Model
+from llm.models import Model, width_share
 from llm.sharding import ACTIVATIONS, RULES, mesh_axes, partition_spec
 from llm.training.adapters import LORA, Adapters
 from llm.training.losses import OBJECTIVES
@@ -179,7 +179,7 @@ def parameter_table(recipe: Recipe, spec: OptimizerSpec) -> str:
     highest's), whether it decays, logical axes and their mesh axes.
     """
     boxed = recipe.boxed().params
-    factors = jax.tree.leaves(rate_factors(spec, nn.unbox(boxed)))
+    factors = jax.tree.leaves(rate_factors(spec, nn.unbox(boxed), width_share(recipe.model.spec)))
     rows = [("parameter", "shape", "role", "rate", "decay", "logical axes", "mesh axes")]
     for (path, box), factor in zip(jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box), factors):
         x, logical = box.value, box.names

@@ -86,6 +86,7 @@ def _is_gpt2(spec: GPTSpec) -> bool:
     return (
         spec.position == "learned" and spec.norm == "layer" and spec.bias and spec.tied and not spec.gated
         and not spec.experts and not spec.windows and not spec.scale_embedding and not spec.qk_norm
+        and spec.width_base is None
         and spec.kv_heads in (None, spec.heads) and spec.head_width in (None, spec.width // spec.heads)
     )  # fmt: skip
 
@@ -247,7 +248,7 @@ def _llama_kind(spec: GPTSpec) -> str:
     windows = set(spec.windows_in_turn())
     wrong = [
         name for name, wanted in (("position", "rope"), ("norm", "rms"), ("gated", True), ("bias", False),
-                                  ("scale_embedding", False)) if getattr(spec, name) != wanted
+                                  ("scale_embedding", False), ("width_base", None)) if getattr(spec, name) != wanted
     ]  # fmt: skip
     if wrong:
         names = ", ".join(f"model.{name}={getattr(spec, name)}" for name in wrong)
