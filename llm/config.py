@@ -354,10 +354,11 @@ def _specs(values: dict) -> dict[str, typing.Any]:
             if name not in kinds:
                 raise InputError(f"unknown field {room}.{name}; {room} has {_choices(name, kinds)}")
         missing = kinds.keys() - values[room].keys()
-        # Weights mean nothing without the settings of their model; a field of a room that is younger than a run's
-        # config.json is at its default there.
-        if missing and room == "model":
-            raise InputError(f"{room}.{min(missing)} is missing")
+        # A field that is younger than a run's config.json is at its default there; but weights mean nothing without the
+        # settings of their model, where only what is off by default may be missing.
+        off = {field.name for field in dataclasses.fields(spec) if field.default is None}
+        if room == "model" and missing - off:
+            raise InputError(f"{room}.{min(missing - off)} is missing")
         built[room] = spec(
             **{name: _convert(value, kinds[name], f"{room}.{name}") for name, value in values[room].items()}
         )

@@ -25,7 +25,7 @@ def command(name: str, *arguments: object) -> list[str]:
 def launch(name: str, *arguments: object, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs a verb to its end by its command line."""
     return subprocess.run(
-        command(name, *arguments), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300
+        command(name, *arguments), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=550
     )
 
 
@@ -47,7 +47,7 @@ def verb(name: str, *arguments: object, cwd: pathlib.Path = ROOT, **env: str) ->
         return launch(name, *arguments, cwd=cwd, **env)
     if not _LAUNCHERS:
         _LAUNCHERS.append(Launcher(_AT_THE_START, ROOT))
-    return _LAUNCHERS[0].run(name, [*map(str, arguments)], cwd, environment(**env), timeout=300)
+    return _LAUNCHERS[0].run(name, [*map(str, arguments)], cwd, environment(**env), timeout=550)
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:

@@ -22,6 +22,7 @@ from llm.models.gpt import GPTSpec
 from llm.sharding import MeshSpec
 from llm.training import optimizer, state
 from llm.training.adapters import Adapters
+from llm.training.checkpoint import Retention
 from llm.training.loop import recipe
 from llm.training.restore import open_weights
 from llm.training.spec import OptimizerSpec, TrainingSpec
@@ -89,7 +90,7 @@ def weights(workdir, average=1):
     experiment, said = config.read(workdir / "config.json"), []
     model = build(experiment.model, experiment.tokenizer.vocab_size)
     made_of = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed)
-    return open_weights(made_of, sharding.make_mesh(MeshSpec()), workdir, said.append, average), said
+    return open_weights(made_of, sharding.make_mesh(MeshSpec()), workdir, Retention(1), said.append, average), said
 
 
 def test_a_resumed_run_has_the_same_average(averaged, corpus, tmp_path):

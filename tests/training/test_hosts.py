@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from llm.sharding import hosts
+from llm.training.metrics import OF_THE_MACHINE
 from tests.helpers import ROOT, command, environment, tiny, verb
 
 SHORT = (
@@ -84,7 +85,7 @@ def test_two_processes_train_stop_together_and_one_goes_on(one_process, corpus, 
     assert [row["step"] for row in found] == [row["step"] for row in want]
     for one, other in zip(found, want):
         assert one.keys() == other.keys()
-        for name in one.keys() - {"tokens_per_second"}:
+        for name in one.keys() - set(OF_THE_MACHINE):
             # A loss, its gradient, and, every second row, a validation: the same in either split.
             np.testing.assert_allclose(one[name], other[name], rtol=1e-5 if "norm" not in name else 1e-3, err_msg=name)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, one_process)]

@@ -89,7 +89,7 @@ def test_a_surplus_compile_names_what_changed(watched):
     text = (watched[0] / "stderr.txt").read_text()
     (line,) = [line for line in text.replace("\r", "\n").splitlines() if "compiled the train step again" in line]
     assert f"step {SHORT} compiled the train step again, as program 2: " in line
-    assert re.search(r"batch/positions was int32\[4, 32\] on \S+.* and is int32\[2, 32\] on ", line), line
+    assert re.search(r"batch/positions was int32\[4, 32\] on \S+.* and is int32\[4, 16\] on ", line), line
     seen = {row["step"]: (row["compiles"], row["surplus_compiles"]) for row in rows(watched[1])}
     assert seen == {step: (1, 0) if step < SHORT else (2, 1) for step in range(1, 17)}
 
