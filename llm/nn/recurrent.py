@@ -168,6 +168,11 @@ class Recurrent(nn.Module):
         drop_BH = jnp.ones((x_BTD.shape[0], width))
         drop_BH = nn.Dropout(self.recurrent_dropout, deterministic=not self.train)(drop_BH)
         over_time = jnp.swapaxes(x_BTG, 0, 1).astype(jnp.float32)
+        # The map's rows lie as the state that they meet: what fsdp splits comes together once, before the loop. Left
+        # split it is also multiplied wrongly: XLA's partitioner (jax 0.10.2 and 0.11.2) fails at
+        # x[(data, fsdp), tensor] @ w[tensor, fsdp] where the result is to lie like x, as the state's gradient does from
+        # step to step; one such product on 2 x 2 x 2 devices shows it.
+        kernel_HG = constrain(kernel_HG, "activation", "gates")
         ran: Any = run(
             self.cell, over_time, kernel_HG, bias_G, drop_BH, jnp.swapaxes(start_BT, 0, 1),
             jnp.swapaxes(real_BT, 0, 1), state,

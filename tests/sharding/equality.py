@@ -31,6 +31,7 @@ SINGLE = [{axis: 8} for axis in ("data", "fsdp", "tensor", "context")]
 PAIRS = [{a: 4, b: 2} for a, b in itertools.combinations(AXES, 2)]
 ALWAYS = [{"fsdp": 4, "tensor": 2}, {"context": 4, "expert": 2}]
 TOGETHER = [{"fsdp": 2, "tensor": 2, "context": 2}]
+ROWS = [{"data": 2, "fsdp": 2, "tensor": 2}]  # rows lie on two axes, of which one splits the parameters too
 _OTHERS: dict[str, tuple[models.ModelSpec, str, list[dict[str, int]]]] = {
     "classifier": (ClassifierSpec(**_SMALL, context=T, classes=2), "classification", TOGETHER),
     "encdec": (EncDecSpec(**_SMALL, attention_dropout=0.0), "seq2seq", TOGETHER),
@@ -40,9 +41,9 @@ _OTHERS: dict[str, tuple[models.ModelSpec, str, list[dict[str, int]]]] = {
 # A family's settings, its objective, and its meshes: the axes that split something in it together, for a GPT each alone
 # and, with experts, in pairs. What is named as a rest is for slow tests.
 FAMILIES = {
-    "rnn": (RNNSpec(vocab_size=V, layers=2, width=32, dropout=0.0), "causal", SINGLE[:3]),
+    "rnn": (RNNSpec(vocab_size=V, layers=2, width=32, dropout=0.0), "causal", [*SINGLE[:3], *ROWS]),
     **_OTHERS,
-    "gpt": (GPTSpec(**_GPT), "causal", SINGLE),
+    "gpt": (GPTSpec(**_GPT), "causal", [*SINGLE, *ROWS]),
     "mixture": (GPTSpec(**_GPT, experts=8), "causal", [{"expert": 8}, *ALWAYS]),
     "mixture, the rest": (GPTSpec(**_GPT, experts=8), "causal", [pair for pair in PAIRS if pair not in ALWAYS]),
     **{f"{name}, the rest": (spec, objective, SINGLE) for name, (spec, objective, _) in _OTHERS.items()},
