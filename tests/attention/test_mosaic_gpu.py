@@ -285,7 +285,11 @@ CALLS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CALLS)
+# A minute and more in the interpreter; the conformance table has their features in smaller cases.
+LONG = ("wide heads", "buckets, sinks, soft cap, dropout")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in CALLS])
 def test_kernels_in_the_interpreter(name):
     with interpreted():
         both(**CALLS[name])
