@@ -73,7 +73,7 @@ def test_without_it_a_wider_model_moves_further():
 
 
 def test_at_its_base_it_is_the_standard_parametrisation():
-    for fields in ({}, {"tied": False}, {"head_width": 8}):
+    for fields in ({}, {"tied": False, "head_width": 8}):
         one, other = spec(BASE, BASE, **fields), spec(BASE, None, **fields)
         assert sizes(one, 2) == sizes(other, 2)
 
