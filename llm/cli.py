@@ -152,8 +152,13 @@ def run(main: Callable[[list[str]], None], leave: Callable[[int, str | None], tu
         print(line, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of a failed save must not keep the process, nor a second traceback follow the line above.
-    os._exit(code) if code else sys.exit(0)
+    if not code:
+        sys.exit(0)
+    # Threads of a failed save must not keep the process, nor a second traceback follow the line above; but what workers
+    # shared is taken down, or its tracker would warn of it.
+    if "multiprocessing.util" in sys.modules:
+        sys.modules["multiprocessing.util"]._run_finalizers()
+    os._exit(code)
 
 
 def _known(error: Exception) -> str | None:

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from llm.sharding.rules import partition_spec
 
 ADDRESS, NUMBER, ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _END, _DONE = "llm/end", "llm/done"
+_GOING = 3  # seconds from the barrier to the end of a process, on a machine that has much else to do
 _LONG = 7 * 24 * 3600 * 1000  # milliseconds; one that dies meanwhile is noticed by JAX's heartbeats
 
 
@@ -214,11 +216,13 @@ class _Ending:
         return code, line if line == own or kind != "error" else f"{kind}: process {process}: {rest}"
 
     def _part(self) -> None:
-        """Waits until all know, as JAX ends those that process 0 leaves behind by a signal."""
+        """Waits until all know and, at process 0, have gone: JAX ends by a signal those that it leaves behind."""
         try:
             _store().wait_at_barrier(_END, 20_000)
         except jax.errors.JaxRuntimeError:  # one hangs: it is ended by its missing heartbeats
             pass
+        if first():
+            time.sleep(_GOING)
 
 
 _ending = _Ending()
