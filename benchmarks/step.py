@@ -1,11 +1,12 @@
 """Tokens a second of our train step against the same model in torch, in one run, alternating.
 
     pip install -r benchmarks/requirements.txt
-    python -m benchmarks.step [--preset=7m|30m|quickstart] [--compile]
+    python -m benchmarks.step [--preset=7m|30m|quickstart] [--compile] [--plain]
 
 Both hold the same GPT (learned positions, layer norm, tanh GELU, no biases) with the same parameters, float32,
 AdamW and clipping at 1. Before anything is timed, their losses and gradient norms must agree to 1e-3. Rounds alternate
-between the two; the figures are medians over rounds. Also shows where our step's time goes: forward, gradient, update.
+between them; the figures are medians over rounds. Also shows where our step's time goes, forward, gradient, update, and
+how much fresh memory it takes; --plain times it with JAX's own gradient of products (`llm/nn/matmul.py`) as well.
 Writes benchmarks/results/step-<preset>.json.
 """
 
@@ -16,9 +17,11 @@ import math
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,7 @@ from llm import sharding
 from llm.data.objectives import causal
 from llm.models import build
 from llm.models.gpt import GPTSpec
+from llm.nn import projection
 from llm.training import losses, optimizer, state
 from llm.training.spec import OptimizerSpec
 from llm.training.step import compile_train_step, put_batch
@@ -158,6 +162,13 @@ def theirs(spec: GPTSpec, batch: dict, initial: dict, compiled: bool) -> Step:
     return run
 
 
+def faults(f: Callable) -> int:
+    """Pages of fresh memory that the system gives this process during a call."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    jax.block_until_ready(f())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
 def clock(f: Callable, repeats: int) -> float:
     """Seconds of one call, the mean of a few."""
     start = time.perf_counter()
@@ -175,6 +186,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="time torch.compile too (half a minute, needs a compiler)"
     )
+    parser.add_argument("--plain", action="store_true", help="time our step with JAX's own gradient of products too")
     flags = parser.parse_args()
     spec, rows = PRESETS[flags.preset]
     rng = np.random.default_rng(0)
@@ -183,9 +195,15 @@ def main() -> None:
 
     step, initial, parts = ours(spec, batch)
     peers = {"llm": step, "torch eager": theirs(spec, batch, initial, compiled=False)}
+    first: dict[str, tuple[float, float]] = {}
+    if flags.plain:
+        name = "llm, plain products"
+        with mock.patch.object(projection, "matmul", jnp.matmul):
+            peers[name] = ours(spec, batch)[0]
+            first[name] = peers[name]()  # which traces it
     if flags.compile:
         peers["torch.compile"] = theirs(spec, batch, initial, compiled=True)
-    first = {name: run() for name, run in peers.items()}
+    first |= {name: run() for name, run in peers.items() if name not in first}
     for name, values in first.items():
         if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(values, first["llm"])):
             raise SystemExit(
@@ -207,6 +225,7 @@ def main() -> None:
         "tokens_per_second": {n: round(count / statistics.median(t)) for n, t in times.items()},
         "spread": {n: f"{count / max(t):.0f}-{count / min(t):.0f}" for n, t in times.items()},
         "ratio_to_torch_eager": round(statistics.median(times["torch eager"]) / statistics.median(times["llm"]), 3),
+        "page_faults_of_a_step": faults(step),
         "parts_ms": {n: round(1e3 * statistics.median(clock(f, 1) for _ in range(9)), 1) for n, f in parts.items()},
         "spec": dataclasses.asdict(spec),
     }

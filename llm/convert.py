@@ -44,8 +44,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--prompt", default="The capital of France is", metavar="TEXT", help="what is tried afterwards")
     cli.add_which(parser)
     flags = parser.parse_args(argv)
-    if flags.source is not None and flags.average > 1:
-        parser.error(f"--average={flags.average} goes with --to: what --from takes in has one checkpoint")
+    if flags.source is not None and (flags.average > 1 or flags.checkpoint):
+        which = f"--checkpoint={flags.checkpoint}" if flags.checkpoint else f"--average={flags.average}"
+        parser.error(f"{which} goes with --to: what --from takes in has one checkpoint")
     if (flags.source is None) == (flags.target is None):
         parser.error("give one of --from=PATH and --to=FOLDER")
     if not flags.prompt:

@@ -79,8 +79,12 @@ def main(argv: list[str]) -> None:
         help="list what --workdir has saved: steps, sizes, faults, arrays, metrics; touches no device",
     )
     flags, rest = parser.parse_known_args(argv)
+    asked = {"--show-parameters": flags.show_parameters, "--inspect": flags.inspect, "--profile": flags.profile,
+             "--debug-nans": flags.debug_nans is not None}  # fmt: skip
+    if len(given := [name for name, value in asked.items() if value]) > 1:
+        parser.error(f"{' and '.join(given)} do not go together: each is a command of its own")
     if flags.inspect:
-        if not flags.workdir or flags.config is not None or flags.show_parameters or rest:
+        if not flags.workdir or flags.config is not None or rest:
             parser.error("--inspect goes with --workdir alone")
         print(inspect(cli.existing_workdir(flags.workdir)))
         return

@@ -167,6 +167,15 @@ def test_a_resumed_preference_is_the_same_and_needs_its_reference(preferring, tm
     assert_refused_last(gone, "reference.npz is missing")
 
 
+def test_adapters_learn_a_preference_from_the_same_beginning(preferring, tmp_path):
+    _, (train, held, *start) = preferring
+    settings = (*start, "training.lora_rank=2", "training.steps=6", "optimizer.learning_rate=0.02")
+    result = verb("train", *flags("preferences", tmp_path / "run", train, held, *settings))
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert abs(rows[0]["loss"] - math.log(2)) < 1e-4 and rows[-1]["margin"] > rows[0]["margin"] + 0.1
+
+
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 

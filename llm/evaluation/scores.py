@@ -173,17 +173,7 @@ class Scorer:
             sources = [row[seen != 0].tolist() for row, seen in zip(batch["source_tokens"], batch["source_segments"])]
             targets = [row[seen != 0].tolist() for row, seen in zip(batch["targets"], batch["segments"])]
             length = self._prepared.validation.row_length
-            written = generate(
-                self._model,
-                params,
-                [[special.start]] * real,
-                length,
-                self._generation.allowing(SamplingSpec(temperature=0.0)),
-                context=self._model.spec.context,
-                vocab_size=tokenizer.vocab_size,
-                end_of_text=self._generation.all_ends(tokenizer.end_of_text),
-                sources=sources[:real],
-            )
+            written = self._greedy(params, [[special.start]] * real, length, sources=sources[:real])
             for source, target, ids in zip(sources, targets, written):
                 closed = target[:-1] if target and target[-1] == tokenizer.end_of_text else target
                 texts = (tokenizer.decode(ids) for ids in (source[:-1], closed, ids))
@@ -196,6 +186,21 @@ class Scorer:
         for record, bleu, same in zip(records, each, exact):
             record.update(sentence_bleu=round(bleu, 3), exact_match=same)
         return Scores(found | {"exact_match": float(np.mean(exact))}, records)
+
+    def _greedy(self, params, prompts, limits, ends: tuple[int, ...] = (), sources=None) -> list[list[int]]:
+        """What greedy decoding writes after each prompt, up to the tokenizer's own end or one of `ends`."""
+        tokenizer = self._prepared.tokenizer
+        return generate(
+            self._model,
+            params,
+            prompts,
+            limits,
+            self._generation.allowing(SamplingSpec(temperature=0.0)),
+            context=self._model.spec.context,
+            vocab_size=tokenizer.vocab_size,
+            end_of_text=(*self._generation.all_ends(tokenizer.end_of_text), *ends),
+            sources=sources,
+        )
 
     def _preferred(self, params, limit: int | None, progress: Progress) -> Scores:
         """Every pair of answers, against the log-probabilities of the run that was started from."""
@@ -223,7 +228,7 @@ class Scorer:
                 asked.append(prompt)
                 records.append({"conversation": conversation, "turn": turn, "prompt": tokenizer.decode(prompt),
                                 "reference": tokenizer.decode(answer)})  # fmt: skip
-        end = tokenizer.end_of_turn
+        ends = () if tokenizer.end_of_turn is None else (tokenizer.end_of_turn,)
         # Prompts of similar length together: they share a compilation, and none waits for a longer one.
         order = sorted(range(len(asked)), key=lambda place: len(asked[place]))
         for start in range(0, len(order), self._spec.batch_size):
@@ -231,12 +236,7 @@ class Scorer:
             filled = places + places[:1] * (self._spec.batch_size - len(places))
             longest = self._generation.max_tokens
             limits = [longest if context is None else min(longest, context - len(asked[place])) for place in filled]
-            written = generate(
-                self._model, params, [asked[place] for place in filled], limits,
-                self._generation.allowing(SamplingSpec(temperature=0.0)), context=context,
-                vocab_size=tokenizer.vocab_size,
-                end_of_text=(*self._generation.all_ends(tokenizer.end_of_text), *([] if end is None else [end])),
-            )  # fmt: skip
+            written = self._greedy(params, [asked[place] for place in filled], limits, ends)
             for place, ids in zip(places, written):
                 records[place]["answer"] = tokenizer.decode(ids)
         exact = [float(record["answer"].strip() == record["reference"].strip()) for record in records]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -131,8 +130,3 @@ def _optuna() -> Any:
 def check_installed() -> None:
     """Raises InputError when there is no optuna."""
     _optuna()
-
-
-def study_of(workdir: pathlib.Path) -> pathlib.Path:
-    """The file of a study."""
-    return workdir / STUDY

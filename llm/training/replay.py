@@ -25,7 +25,7 @@ from llm.training import state as states
 from llm.training.optimizer import clip_by_norm
 from llm.training.roles import path_name
 from llm.training.spec import OptimizerSpec, TrainingSpec
-from llm.training.step import put_batch
+from llm.training.step import deal, put_batch
 
 
 class Call(NamedTuple):
@@ -95,7 +95,8 @@ def first_bad(
         worst = worst or (found[0] if found else None)
 
     batch = put_batch(mesh, saved.batch)
-    parts = [_part(batch, index, microbatches) for index in range(microbatches)]
+    dealt = deal(batch, microbatches)
+    parts = [jax.tree.map(lambda x, i=i: x[i], dealt) for i in range(microbatches)]
     keys = [jax.random.fold_in(jax.random.fold_in(state.rng, saved.step - 1), i) for i in range(microbatches)]
     carried = () if state.carry is None else (state.carry,)
     look = looked_at(loss, ordered=mesh.size == 1)
@@ -239,11 +240,6 @@ def _floats(tree: Any) -> list[jax.Array]:
 
 def _where(call: Call) -> str:
     return f"{call.name} in layer {call.round}" if _in_layers(call.name) else call.name
-
-
-def _part(batch: dict, index: int, microbatches: int) -> dict:
-    """The rows of a micro-batch, as the train step deals them out."""
-    return jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:])[:, index], batch)
 
 
 def _gradients(loss: Callable, params, parts: list[dict], keys: list, carried: tuple) -> tuple[Any, jax.Array]:

@@ -68,8 +68,7 @@ def train_step(
     elif carry is not None:
         raise ValueError("a carried state belongs to the rows of the whole batch: no micro-batches")
     else:
-        # Rows are dealt out in turn, so that each micro-batch lies on all devices like the batch does.
-        dealt = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+        dealt = deal(batch, microbatches)
 
         def accumulate(total, indexed):
             return jax.tree.map(jnp.add, total, part(*indexed)[0]), None
@@ -124,6 +123,14 @@ def train_step(
         ema=keep(ema, state.ema),
     )
     return new_state, metrics
+
+
+def deal(batch: dict, microbatches: int) -> dict:
+    """A batch of B rows as its micro-batches: every array of shape (B, ...) to (microbatches, B // microbatches, ...).
+
+    Rows are dealt out in turn, so that each micro-batch lies on all devices like the batch does.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def compile_train_step(mesh: jax.sharding.Mesh, places: TrainState, **settings) -> Callable:

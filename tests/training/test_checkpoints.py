@@ -137,6 +137,9 @@ def test_a_run_keeps_by_step_and_score_and_says_what_it_has(corpus, tmp_path):
         verb("evaluate", f"--workdir={workdir}", "--checkpoint=16"), "no complete checkpoint of step 16"
     )
     assert_refused(verb("train", "--inspect"), "--inspect goes with --workdir alone")
+    assert_refused(verb("train", "--inspect", "--profile=1:2"), "--inspect and --profile do not go together")
+    taken_in = verb("convert", "--from=x", f"--workdir={tmp_path / 'x'}", "--checkpoint=best")
+    assert_refused(taken_in, "--checkpoint=best goes with --to")
     assert_refused(verb("train", f"--workdir={tmp_path}", "--inspect"), "holds no checkpoints")
 
 
