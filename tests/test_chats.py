@@ -21,6 +21,7 @@ from llm.data.conversations import answers
 from llm.data.preparation import prepare, specials
 from llm.data.sources import read_all
 from llm.errors import InputError
+from llm.evaluation import preferences
 from llm.models import build
 from llm.models.gpt import GPTSpec
 from llm.tokenization import Tokenizer, TokenizerSpec
@@ -184,6 +185,16 @@ def oracle(policy, reference, beta, smoothing):
     margin = beta * ((policy[:, 0] - reference[:, 0]) - (policy[:, 1] - reference[:, 1]))
     sigmoid = 1 / (1 + np.exp(-margin))
     return -(1 - smoothing) * np.log(sigmoid) - smoothing * np.log(1 - sigmoid)
+
+
+def test_scores_of_pairs_by_hand():
+    found, reference = np.array([[-1.0, -9.0], [-4.0, -2.0], [-3.0, -8.0]]), np.array([[-2.0, -4.0]] * 3)
+    scores = preferences.scores(found, reference, 0.5)
+    margins = 0.5 * np.array([1 + 5, -2 - 2, -1 + 4])  # what each answer has gained, chosen less rejected
+    assert scores["margin"] == pytest.approx(margins.mean()) and scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["loss"] == pytest.approx(np.log(1 + np.exp(-margins)).mean()) and scores["examples"] == 3
+    rewards = scores["chosen_reward"], scores["rejected_reward"]
+    assert rewards == pytest.approx((0.5 * (1 - 2 - 1) / 3, 0.5 * (-5 + 2 - 4) / 3))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
