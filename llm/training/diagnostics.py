@@ -1,7 +1,7 @@
 """What a run keeps of its steps that were not finite, in `diagnostics/` of its folder: batches, and the last state."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,8 +72,6 @@ class Saved(NamedTuple):
 def load(workdir: pathlib.Path, step: int | None, target: states.TrainState, say: Callable[[str], None]) -> Saved:
     """A step that was kept, the one of the latest batch by default; its state, or that of the nearest checkpoint.
 
-    Nearest is the newest checkpoint before the step, and where none is left of those the oldest one after it.
-
     Raises:
         InputError: there is no such step, or no state at all.
     """
@@ -97,9 +95,13 @@ def load(workdir: pathlib.Path, step: int | None, target: states.TrainState, say
     steps = checkpoints.newest(1000)
     if not steps:
         raise InputError(f"--debug-nans={step}: {workdir} has no complete checkpoint to look at the batch with")
-    nearest = max((one for one in steps if one < step), default=min(steps))
-    state = states.TrainState(**checkpoints.restore(nearest, states.saved(target)))
-    return Saved(step, batch, metrics, state, nearest)
+    of = nearest(steps, step)
+    return Saved(step, batch, metrics, states.TrainState(**checkpoints.restore(of, states.saved(target))), of)
+
+
+def nearest(steps: Sequence[int], step: int) -> int:
+    """The newest of the checkpoints' steps before `step`, and where there is none of those the oldest after it."""
+    return max((one for one in steps if one < step), default=min(steps))
 
 
 def _list(steps) -> str:

@@ -12,7 +12,7 @@ from llm import sharding
 from llm.models import build
 from llm.models.gpt import GPTSpec
 from llm.training import losses, replay, state
-from llm.training.diagnostics import Saved
+from llm.training.diagnostics import Saved, nearest
 
 LAYERS = 3
 MODEL = build(GPTSpec(vocab_size=32, context=8, layers=LAYERS, width=8, heads=2, dropout=0.2, remat=True))
@@ -134,3 +134,7 @@ def test_the_gradient_that_the_backward_pass_comes_to_first():
 def test_a_sound_step_has_none():
     named, said = first(fresh(), LOSS)
     assert named is None and "gradient: finite, its norm is" in said
+
+
+def test_parameters_are_those_of_the_newest_checkpoint_before_the_step():
+    assert nearest((12, 8, 4), 11) == 8 and nearest((12, 8), 8) == 8 and nearest((16, 12), 5) == 12
