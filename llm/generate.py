@@ -213,9 +213,9 @@ def _check(flags: argparse.Namespace) -> None:
         "--log-probabilities": flags.log_probabilities, "--no-cache": flags.no_cache,
         "--regex": flags.regex is not None, "--json-schema": flags.json_schema is not None,
     }  # fmt: skip
-    apart = [("--beams", tuple(name for name in given if name != "--beams")),
-             ("--draft", ("--lookup", "--log-probabilities", "--no-cache", "--regex", "--json-schema")),
-             ("--lookup", ("--log-probabilities", "--no-cache", "--regex", "--json-schema")),
+    apart = [("--beams", tuple(name for name in given if name not in ("--beams", "--regex", "--json-schema"))),
+             ("--draft", ("--lookup", "--log-probabilities", "--no-cache")),
+             ("--lookup", ("--log-probabilities", "--no-cache")),
              ("--chat", ("--few-shot", "--log-probabilities")),
              ("--regex", ("--json-schema",))]  # fmt: skip
     for one, others in apart:
@@ -307,7 +307,7 @@ class Writer:
         if flags.beams is not None:
             penalty = 1.0 if flags.length_penalty is None else flags.length_penalty
             found = beam_search(model, params, prompts, limits, flags.beams, sampling=self.sampling,
-                                length_penalty=penalty, **how)  # fmt: skip
+                                length_penalty=penalty, constraint=self._constraint, **how)  # fmt: skip
             best = [hypotheses[0] for hypotheses in found]
             answers = [Answer(self.tokenizer.decode(h.tokens), list(h.tokens), h.ended, score=h.score) for h in best]
             show(answers[0].text)
@@ -318,13 +318,13 @@ class Writer:
             show(streams[row].push(token))
             return streams[row].stopped
 
-        how |= {"seed": seeds, "on_token": on_token}
+        how |= {"seed": seeds, "on_token": on_token, "constraint": self._constraint}
         if self._guesser is not None:
             completions = speculate(model, params, self._guesser, prompts, limits, self.sampling, **how)
         else:
             completions = complete(
                 model, params, prompts, limits, self.sampling, use_cache=not flags.no_cache,
-                log_probabilities=flags.log_probabilities, constraint=self._constraint, **how,
+                log_probabilities=flags.log_probabilities, **how,
             )  # fmt: skip
         for stream in streams:
             show(stream.flush())

@@ -4,6 +4,7 @@ llguidance follows the bytes of a text through a grammar; a token is allowed whe
 match, byte for byte, however the vocabulary cuts it.
 """
 
+import copy
 import json
 import re
 from collections.abc import Sequence
@@ -164,6 +165,17 @@ class Matcher:
             raise ValueError(f"the token {token} is not allowed here")
         self._tokens.append(token)
         self._look()
+
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next that ends no text."""
+        return bool(self.allowed_V[token]) and token not in self._vocabulary.ends_E
+
+    def after(self, token: int) -> "Matcher":
+        """A matcher of the text with one more token, as `advance` takes it; this one stays where it is."""
+        other = copy.copy(self)
+        other._matcher, other._tokens = self._matcher.deep_copy(), [*self._tokens]
+        other.advance(token)
+        return other
 
     def _look(self) -> None:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)

@@ -11,7 +11,7 @@ import numpy as np
 
 from llm.errors import InputError
 from llm.generation.constrained import Constraint
-from llm.generation.penalties import History, adjust_logits
+from llm.generation.penalties import History, adjust_logits, only_allowed
 from llm.generation.sampling import sample
 from llm.generation.spec import SamplingSpec
 from llm.models import Model
@@ -290,14 +290,11 @@ def check_lengths(prompt: int, max_tokens: int, context: int | None) -> None:
 def draw(model: Model, rules: Rules, params, hidden_BD, keys_B, drawn_B, history: History | None, allowed_BV=None):
     """(token_B, log-probabilities or None, the history with the token) of rows that have drawn drawn_B so far.
 
-    Of `allowed_BV`, bool, alone, where it is given: by the model's own logits where bans leave a row none of them.
+    Of `allowed_BV`, bool, alone, where it is given.
     """
     logits_BV = model.apply({"params": params}, hidden_BD, method="unembed")[:, : rules.vocab_size]
     adjusted_BV = adjust_logits(logits_BV, rules.sampling, history, drawn_B, rules.ends)
-    if allowed_BV is not None:
-        left_BV = allowed_BV & (adjusted_BV > -jnp.inf)
-        adjusted_BV = jnp.where(left_BV.any(-1, keepdims=True), adjusted_BV, logits_BV)
-        adjusted_BV = jnp.where(allowed_BV, adjusted_BV, -jnp.inf)
+    adjusted_BV = only_allowed(adjusted_BV, logits_BV, allowed_BV)
     token_B = sample(jax.vmap(jax.random.fold_in)(keys_B, drawn_B), adjusted_BV, rules.sampling)
     scores_B = None
     if rules.scored:

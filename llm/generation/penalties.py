@@ -67,6 +67,17 @@ def adjust_logits(
     return logits_BV
 
 
+def only_allowed(adjusted_BV: jax.Array, logits_BV: jax.Array, allowed_BV: jax.Array | None) -> jax.Array:
+    """The adjusted logits, -inf where a constraint does not allow a token; None allows all.
+
+    Where bans have left none of those that are allowed, by the model's own logits_BV.
+    """
+    if allowed_BV is None:
+        return adjusted_BV
+    left_BV = allowed_BV & (adjusted_BV > -jnp.inf)
+    return jnp.where(allowed_BV, jnp.where(left_BV.any(-1, keepdims=True), adjusted_BV, logits_BV), -jnp.inf)
+
+
 def _penalised(logits_BV: jax.Array, spec: SamplingSpec, history: History) -> jax.Array:
     vocab, places = logits_BV.shape[-1], jnp.arange(history.tokens_BS.shape[1])
     real_BS = places < history.lengths_B[:, None]

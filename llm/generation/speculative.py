@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm.errors import InputError
+from llm.generation.constrained import Constraint, Matcher
 from llm.generation.engine import (
     CHUNK,
     Completion,
@@ -27,7 +28,7 @@ from llm.generation.engine import (
     read_piece,
     row_keys,
 )
-from llm.generation.penalties import History, adjust_logits
+from llm.generation.penalties import History, adjust_logits, only_allowed
 from llm.generation.sampling import distribution
 from llm.generation.spec import SamplingSpec
 from llm.models import Model
@@ -73,6 +74,7 @@ def speculate(
     ahead: int = 4,
     chunk: int = CHUNK,
     account: Account | None = None,
+    constraint: Constraint | None = None,
     on_token: Callable[[int, int], bool | None] = lambda row, token: None,
 ) -> list[Completion]:
     """Continues prompts as `llm.generation.engine.complete` does, with fewer calls of the model.
@@ -84,6 +86,7 @@ def speculate(
         guesser: a draft model, which reads what the model reads, or a look-up in the text so far.
         ahead: guesses of a round.
         account: is added to, where given.
+        constraint: as in `complete`. A draft guesses without it, and what does not match is not kept.
         The others: as in `complete`.
 
     Raises:
@@ -108,9 +111,18 @@ def speculate(
     draft_params = guesser.params if isinstance(guesser, Draft) else None
     completions = [Completion() for _ in prompts]
     running = np.array([limit > 0 for limit in limits])
+    matchers = [None if constraint is None else constraint.begin() for _ in prompts]
+    for row, matcher in enumerate(matchers):
+        if running[row] and matcher is not None and matcher.finished:  # only the empty text matches
+            running[row], completions[row].ended = False, "end"
     while running.any():
-        found, counts, caches, history = _round(
-            model, guess, rules, ahead, params, draft_params, caches, history, keys, jnp.asarray(running)
+        guesses = _guess(guess, rules, ahead, draft_params, caches[-1], history, keys)
+        allowed = None
+        if constraint is not None:
+            follow = zip(matchers, running, np.asarray(guesses[0]).tolist())
+            allowed = jnp.asarray(np.stack([_allowed(m if run else None, row, vocab_size) for m, run, row in follow]))
+        found, counts, caches, history = _check(
+            model, guess, rules, params, draft_params, caches, history, keys, jnp.asarray(running), *guesses, allowed
         )
         found, counts = np.asarray(found).tolist(), np.asarray(counts).tolist()
         account.calls += 1
@@ -124,6 +136,12 @@ def speculate(
                 if on_token(int(row), token):
                     running[row], completions[row].ended = False, "stopped"
                     break
+                matcher = matchers[row]
+                if matcher is not None:
+                    matcher.advance(token)
+                    if matcher.finished:
+                        running[row], completions[row].ended = False, "end"
+                        break
                 if len(completions[row].tokens) == limits[row]:
                     running[row] = False
                     break
@@ -145,21 +163,51 @@ def _all_but_the_last(model: Model, params, laid, chunk: int, ahead: int):
     return read_piece(model, params, cache, *last, source)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(6, 7))
-def _round(model, guess, rules, ahead, params, draft_params, caches, history: History, keys_B, running_B):
-    """Guesses, checks, and keeps what it may.
+def _allowed(matcher: Matcher | None, guesses: list[int], vocab_size: int) -> np.ndarray:
+    """What may come before and after each guess, allowed_TV; after one that cannot be kept, or ends a match, anything.
+
+    Args:
+        matcher: None where the row has ended.
+    """
+    allowed_TV = np.ones((len(guesses) + 1, vocab_size), bool)
+    for place, token in enumerate([*guesses, None]):
+        if matcher is None or matcher.finished:
+            break
+        allowed_TV[place] = matcher.allowed_V
+        if token is None or not matcher.allows(token):
+            break
+        try:
+            matcher = matcher.after(token)
+        except InputError:  # raised again if it is kept
+            break
+    return allowed_TV
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _guess(guess, rules, ahead, params, cache, history: History, keys_B):
+    """(guesses_BA, q_BAV: by which probabilities they were drawn, None where all of it is theirs)."""
+    if isinstance(guess, Lookup):
+        return _looked_up(history, guess.ngram, ahead), None
+    newest_B = history.tokens_BS[jnp.arange(history.tokens_BS.shape[0]), history.lengths_B - 1]
+    keys_B = jax.vmap(jax.random.fold_in)(keys_B, history.lengths_B)
+    return _drafted(guess, rules, ahead, params, cache, history, newest_B, keys_B)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(5, 6))
+def _check(
+    model, guess, rules, params, draft_params, caches, history: History, keys_B, running_B, guesses_BA, q_BAV,
+    allowed_BTV,
+):  # fmt: skip
+    """Keeps of the guesses what it may.
 
     Returns:
         (tokens_BT, counts_B: how many of them are written, the caches after all but the newest token, the history).
     """
-    rows = jnp.arange(history.tokens_BS.shape[0])
+    rows, ahead = jnp.arange(history.tokens_BS.shape[0]), guesses_BA.shape[1]
     keys_B = jax.vmap(jax.random.fold_in)(keys_B, history.lengths_B)
     newest_B = history.tokens_BS[rows, history.lengths_B - 1]
-    if isinstance(guess, Lookup):
-        guesses_BA = _looked_up(history, guess.ngram, ahead)
+    if q_BAV is None:
         q_BAV = jax.nn.one_hot(guesses_BA, rules.vocab_size)
-    else:
-        guesses_BA, q_BAV = _drafted(guess, rules, ahead, draft_params, caches[1], history, newest_B, keys_B)
     fed_BT = jnp.concatenate([newest_B[:, None], guesses_BA], axis=1)
     # Guesses beyond the room, which no row needs, have no place in a cache.
     ends_B = jnp.where(running_B, history.tokens_BS.shape[1] - 1 - ahead, 0)
@@ -168,7 +216,8 @@ def _round(model, guess, rules, ahead, params, draft_params, caches, history: Hi
     output = model.apply({"params": params}, batch, cache=caches[0])
     p, after = [], history
     for place in range(ahead + 1):
-        p.append(_probabilities(model, rules, params, output.hidden_BTD[:, place], after))
+        allowed_BV = None if allowed_BTV is None else allowed_BTV[:, place]
+        p.append(_probabilities(model, rules, params, output.hidden_BTD[:, place], after, allowed_BV))
         after = after if place == ahead else after.append(guesses_BA[:, place])
     p_BTV = jnp.stack(p, axis=1)
 
@@ -198,11 +247,12 @@ def _round(model, guess, rules, ahead, params, draft_params, caches, history: Hi
     return written_BT, counts_B, caches, history
 
 
-def _probabilities(model, rules, params, hidden_BD, history: History):
+def _probabilities(model, rules, params, hidden_BD, history: History, allowed_BV=None):
     """What `complete` would draw the next token from, after this history."""
     logits_BV = model.apply({"params": params}, hidden_BD, method="unembed")[:, : rules.vocab_size]
     drawn_B = history.lengths_B - history.prompts_B
-    return distribution(adjust_logits(logits_BV, rules.sampling, history, drawn_B, rules.ends), rules.sampling)
+    adjusted_BV = adjust_logits(logits_BV, rules.sampling, history, drawn_B, rules.ends)
+    return distribution(only_allowed(adjusted_BV, logits_BV, allowed_BV), rules.sampling)
 
 
 def _drafted(model, rules, ahead: int, params, cache, history: History, newest_B, keys_B):

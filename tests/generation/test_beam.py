@@ -8,6 +8,7 @@ import pytest
 from llm.errors import InputError
 from llm.generation import SamplingSpec, complete
 from llm.generation.beam import beam_search
+from llm.generation.constrained import Constraint, Vocabulary, regex_grammar
 from tests.generation.families import NAMES, logits, model, sources
 
 GREEDY = SamplingSpec(0.0)
@@ -37,6 +38,30 @@ def every_hypothesis(name, prompt, source, spec=GREEDY):
             tokens.append(token)
         all_of[tuple(tokens), "end" if len(tokens) < STEPS else "length"] = total
     return {key: total for key, total in all_of.items() if total > -np.inf}
+
+
+def every_match(name, prompt, words):
+    """{(tokens, ended): (log-probability, tokens that it counts)} of what can be written of words of ids 0 to 2."""
+    rows = np.array([[*prompt, *tail] for tail in itertools.product(range(SMALL), repeat=STEPS)], np.int32)
+    found = logits(name)({"tokens": rows})[:, len(prompt) - 1 : -1, :SMALL]
+    all_of = {}
+    for row, scores in zip(rows.tolist(), found):
+        total, word = 0.0, ()
+        for token, here in zip(row[len(prompt) :], scores):
+            total += here[token] - np.logaddexp.reduce(here)
+            if token == END:
+                if word in words:
+                    all_of[word, "end"] = total, len(word) + 1
+                break
+            word = (*word, token)
+            longer = [other for other in words if other[: len(word)] == word]
+            if longer in ([], [word]):
+                if longer:
+                    all_of[word, "end"] = total, len(word)
+                break
+        else:
+            all_of[word, "length"] = total, len(word)
+    return all_of
 
 
 def search(name, prompts, beams, max_tokens=STEPS, **how):
@@ -72,6 +97,40 @@ def test_bans_hold_inside_every_beam():
     assert {(h.tokens, h.ended) for h in got} == set(every)
     for one in got:
         np.testing.assert_allclose(one.log_probability, every[one.tokens, one.ended], atol=2e-4)
+
+
+def test_the_best_of_all_texts_that_match():
+    """Some end by an end, some where nothing can be added, one is cut; few beams find matches alone."""
+    words = ["0", "01", "0120", "012012", "2", "21", "2222222", "11", "110"]
+    letters: list[bytes | None] = [b"0", b"1", b"2", None]
+    constraint = Constraint(Vocabulary(letters, letters, [END]), regex_grammar("|".join(words)))
+    every = every_match("gpt3", [1, 2, 0], [tuple(map(int, word)) for word in words])
+    assert {ended for _, ended in every} == {"end", "length"} and len(every) == 9
+    for penalty in (0.0, 2.0):
+        score = {key: total / length**penalty for key, (total, length) in every.items()}
+        want = sorted(score, key=lambda key: -score[key])
+        (got,) = search("gpt3", [[1, 2, 0]], 400, length_penalty=penalty, constraint=constraint)
+        assert [(h.tokens, h.ended) for h in got] == want
+        np.testing.assert_allclose([h.score for h in got], [score[key] for key in want], atol=2e-4)
+    few = search("gpt3", PROMPTS, 2, limits := [5, 3], constraint=constraint)
+    for row, limit in zip(few, limits):
+        assert 0 < len(row) <= 2
+        for one in row:
+            text = "".join(map(str, one.tokens))
+            assert (
+                text in words if one.ended == "end" else len(text) == limit and any(w.startswith(text) for w in words)
+            )
+
+
+def test_a_match_that_cannot_be_completed_is_left_to_others():
+    letters: list[bytes | None] = [b"a", b"b", None, None]
+    only_a_and_b = Vocabulary(letters, letters, [END])
+    (got,) = search("gpt3", [[1, 2]], 4, constraint=Constraint(only_a_and_b, regex_grammar("abc|ba")))
+    assert [(one.tokens, one.ended) for one in got] == [((1, 0), "end")]
+    with pytest.raises(InputError, match="can go on with 'ab'"):
+        search("gpt3", [[1, 2]], 4, constraint=Constraint(only_a_and_b, regex_grammar("abc")))
+    (got,) = search("gpt3", [[1, 2]], 4, constraint=Constraint(only_a_and_b, regex_grammar("")))
+    assert [(one.tokens, one.ended) for one in got] == [((), "end")]
 
 
 @pytest.mark.parametrize("name", ["gpt3", "rnn lstm", "t5 1.0"])

@@ -9,6 +9,7 @@ import pytest
 
 from llm.errors import InputError
 from llm.generation import SamplingSpec, complete
+from llm.generation.constrained import Constraint, Vocabulary, regex_grammar
 from llm.generation.penalties import History
 from llm.generation.speculative import Account, Draft, Lookup, _looked_up, speculate
 from tests.generation.families import logits, model, sources
@@ -47,14 +48,42 @@ def test_greedy_is_plain_greedy(guesser, name):
         assert 0 < account.kept < account.guessed and account.calls < max(len(row.tokens) for row in plain)
 
 
-@pytest.mark.parametrize("guesser", ["draft", "lookup"])
-def test_draws_have_the_models_own_distribution(guesser):
-    """Three tokens of 5,000 rows, against the probabilities of all 27 by whole rows."""
+def test_greedy_by_a_grammar_is_plain_greedy_by_it():
+    built, params, context = model("llama")
+    letters: list[bytes | None] = [bytes([97 + n % 26]) if n else None for n in range(61)]
+    constraint = Constraint(Vocabulary(letters, letters, [0]), regex_grammar("(ab?c|[d-m]x){2}[n-z]{1,6}"))
+    how = dict(context=context, vocab_size=61, end_of_text=[0], constraint=constraint)
+    limits, account = [14, 5, 16], Account()
+    plain = complete(built, params, PROMPTS, limits, RULES, **how)
+    for guess in (draft("llama"), Lookup()):
+        fast = speculate(built, params, guess, PROMPTS, limits, RULES, ahead=3, account=account, **how)
+        assert [(row.tokens, row.ended) for row in fast] == [(row.tokens, row.ended) for row in plain]
+    assert {row.ended for row in plain} == {"end", "length"} and account.kept > 0
+    (empty,) = speculate(built, params, Lookup(), [[1]], 3, RULES, **how | {
+        "constraint": Constraint(Vocabulary(letters, letters, [0]), regex_grammar(""))})  # fmt: skip
+    assert (empty.tokens, empty.ended) == ([], "end")
+
+
+@pytest.mark.parametrize(
+    "guesser, words",
+    [("draft", None), ("lookup", None), ("draft", ["aab", "aac", "abc", "bab", "bba", "bbb", "bca", "cab", "cba"])],
+)
+def test_draws_have_the_models_own_distribution(guesser, words):
+    """Three tokens of 5,000 rows, of words where they are given, against the probabilities of all 27 by whole rows."""
     built, params, context = model("llama")
     small, rows, prompt = 3, 5000, [1, 2, 1]
     spec = SamplingSpec(1.3, top_p=0.97)
     every = np.array([[*prompt, a, b, c] for a in range(small) for b in range(small) for c in range(small)], np.int32)
     found = logits("llama")({"tokens": every})[:, 2:5, :small] / spec.temperature
+    constraint = None
+    if words is not None:
+        letters: list[bytes | None] = [b"a", b"b", b"c"]
+        constraint = Constraint(Vocabulary(letters, letters), regex_grammar("|".join(words)))
+        begins = {word[:n] for word in words for n in (1, 2, 3)}
+        spelled = ["".join("abc"[i] for i in row[3:]) for row in every.tolist()]
+        fits = [[[text[:n] + letter in begins for letter in "abc"] for n in range(3)] for text in spelled]
+        fits = np.array(fits) | ~np.array(fits).any(-1, keepdims=True)  # after what fits no word all are equal: 0
+        found = np.where(fits, found, -np.inf)
     p = np.exp(found - np.logaddexp.reduce(found, axis=-1, keepdims=True))
     order = np.argsort(-p, axis=-1)
     ordered = np.take_along_axis(p, order, axis=-1)
@@ -65,7 +94,7 @@ def test_draws_have_the_models_own_distribution(guesser):
     guess, account = (draft("llama") if guesser == "draft" else Lookup(1)), Account()
     drawn = speculate(
         built, params, guess, [prompt] * rows, 3, spec, ahead=2, account=account, context=context, vocab_size=small,
-        end_of_text=None,
+        end_of_text=None, constraint=constraint,
     )  # fmt: skip
     counts = np.bincount([np.dot(row.tokens, [9, 3, 1]) for row in drawn], minlength=27)
     assert 0 < account.kept < account.guessed
@@ -74,7 +103,7 @@ def test_draws_have_the_models_own_distribution(guesser):
     observed, expected = [*counts[~rare], counts[rare].sum()], [*rows * want[~rare], rows * want[rare].sum()]
     terms = [(o - e) ** 2 / e for o, e in zip(observed, expected) if e > 0]
     degrees = len(terms) - 1
-    assert degrees > 8
+    assert degrees > (8 if words is None else 4)
     assert sum(terms) < degrees + 4 * (2 * degrees) ** 0.5  # of a chi-square, mean and four deviations
 
 
