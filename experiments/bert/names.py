@@ -35,7 +35,7 @@ FINE_TUNING: dict[str, Any] = {
 
 def get_config(variant: str = "") -> Config:
     """The full run; `pretrained`, the encoder of experiments/bert/pretrain.py fine-tuned; or `smoke`."""
-    config = small_bert(300)
+    config = small_bert(1200)
     config.data.train = "austen_names/train"
     config.data.validation = "austen_names/test"
     config.data.fields = ("question", "text")
@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> Config:
     config.objective.kind = "span_qa"
 
     config.model.context = 192
-    config.model.dropout = 0.3
+    config.model.dropout = 0.1
 
     config.training.batch_size = 32
     config.evaluation.batch_size = 64
