@@ -1,6 +1,7 @@
 """Two real processes as one run, over gloo, launched as a user launches them.
 
-Equality here: two CPU devices in one process or in two, float32, jitted, dropout on, within 1e-5.
+Equality here: two CPU devices in one process or in two, float32, jitted, dropout on, within 1e-5. The third step is one
+of NaN: in one process all of it, in two the second one's rows alone.
 """
 
 import json
@@ -8,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -25,18 +27,32 @@ SHORT = (
 )
 
 
+NAN = 3
+
+
+def faulty(arguments, step):
+    """The command line of a run whose batch of a step is not of numbers."""
+    faults = json.dumps({"late": [0, ""], "short": 0, "nan": step})
+    return [sys.executable, "-m", "tests.training.faulty", faults, *map(str, arguments)]
+
+
 def start_two(arguments, others=None, name="train"):
     """Two processes of a verb; the second with other arguments where they are given."""
+    return start_commands([command(name, *arguments), command(name, *(arguments if others is None else others))])
+
+
+def start_commands(commands):
+    """Two processes that are one run."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     return [
         subprocess.Popen(
-            command(name, *(arguments if process == 0 or others is None else others)), cwd=ROOT, text=True,
+            line, cwd=ROOT, text=True,
             env=environment(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(process)),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        for process in range(2)
+        for process, line in enumerate(commands)
     ]  # fmt: skip
 
 
@@ -60,7 +76,8 @@ def rows(workdir):
 def one_process(tmp_path_factory, corpus):
     """A run of one process with the mesh that two will have."""
     workdir = tmp_path_factory.mktemp("hosts") / "one"
-    result = verb("train", *tiny(corpus, workdir, *SHORT, "mesh.cpu_devices=2"))
+    line = faulty(tiny(corpus, workdir, *SHORT, "mesh.cpu_devices=2"), NAN)
+    result = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
     return workdir
 
@@ -68,7 +85,7 @@ def one_process(tmp_path_factory, corpus):
 def test_two_processes_train_stop_together_and_one_goes_on(one_process, corpus, tmp_path):
     workdir = tmp_path / "two"
     arguments = tiny(corpus, workdir, *SHORT)
-    processes = start_two(arguments)
+    processes = start_commands([command("train", *arguments), faulty(arguments, NAN)])
     deadline = time.time() + 400
     while len(rows(workdir)) < 4 and all(process.poll() is None for process in processes) and time.time() < deadline:
         time.sleep(0.02)
@@ -76,6 +93,13 @@ def test_two_processes_train_stop_together_and_one_goes_on(one_process, corpus, 
     codes, (said, silent) = end(processes)
     assert codes == [75, 75], (codes, said, silent)
     assert silent == []
+    # Both skipped the step that only one had bad rows in; the whole of its batch is kept, once.
+    assert [path.name for path in (workdir / "diagnostics").iterdir()] == [f"{NAN}.npz"]
+    assert [f"step {NAN} is skipped" in line for line in said].count(True) == 1, said
+    kept, whole = (dict(np.load(folder / "diagnostics" / f"{NAN}.npz")) for folder in (workdir, one_process))
+    assert np.isfinite(kept["weights"][:2]).all() and np.isnan(kept["weights"][2:]).all()
+    for name in ("tokens", "targets", "segments"):
+        np.testing.assert_array_equal(kept[name], whole[name])
     saved = max(int(place.name) for place in (workdir / "checkpoints").iterdir())
     assert 8 <= saved < 120 and said[-1] == f"stopped: saved step {saved} of 120; the same command goes on"
 
@@ -90,6 +114,11 @@ def test_two_processes_train_stop_together_and_one_goes_on(one_process, corpus, 
             np.testing.assert_allclose(one[name], other[name], rtol=1e-5 if "norm" not in name else 1e-3, err_msg=name)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, one_process)]
     assert summaries[0]["train_tokens"] == summaries[1]["train_tokens"]
+    assert [summary["skipped_steps"] for summary in summaries] == [1, 1]
+
+    result = verb("train", *arguments, "--debug-nans")
+    assert result.returncode == 0 and f"step {NAN}: loss nan" in result.stdout, result.stderr
+    assert result.stdout.splitlines()[-1].startswith("first: batch weights: 64 of 128 numbers are not finite")
 
 
 def test_two_processes_evaluate_as_one_does(one_process, corpus, tmp_path):
