@@ -12,6 +12,7 @@ import time
 import numpy as np
 
 from llm import cli, train
+from llm.sharding import hosts
 from llm.training import loop
 
 FAULTS = json.loads(sys.argv.pop(1))
@@ -31,4 +32,4 @@ def batch_at(dataset, seed, step, *arguments):
 
 
 loop.batch_at = batch_at
-cli.run(train.main)
+cli.run(train.main, hosts.leave)
