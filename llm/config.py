@@ -113,6 +113,11 @@ class Experiment:
                 f"training.label_smoothing={self.training.label_smoothing}: of objective.kind='preference' it must lie "
                 "below 0.5, where no answer is preferred"
             )
+        if kind == "contrastive" and self.training.z_loss:
+            raise InputError(
+                f"training.z_loss={self.training.z_loss}: objective.kind='contrastive' compares cosines, which cannot "
+                "drift; set 0"
+            )
         if self.generation.prompts and kind not in models.WRITING:
             raise InputError(f"generation.prompts: a model of objective.kind={kind!r} writes nothing; give none")
         if isinstance(self.model, models.BertSpec) and self.model.types < len(self.data.fields):

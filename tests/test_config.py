@@ -69,6 +69,8 @@ def test_overrides_take_the_type_of_the_field(path, text, value):
         ("mesh.fsdp", "-1", "only one axis may be -1"),
         ("seed", "4294967296", "seed=4294967296"),
         ("generation.top_p", "1.5", "generation.top_p=1.5"),
+        ("training.z_loss", "-1e-4", "training.z_loss=-0.0001: must be at least 0"),
+        ("training.z_loss", "nan", "training.z_loss=nan: expected a number"),
     ],
 )
 def test_wrong_overrides_say_what_is_wrong(path, text, message):

@@ -23,22 +23,29 @@ SPEC = OptimizerSpec(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, clip_n
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("z", [0.0, 0.3])
 @pytest.mark.parametrize("chunk", [None, 1, 4, 5, 13, 64])
-def test_chunked_cross_entropy_equals_float64(chunk):
+def test_chunked_cross_entropy_and_z_loss_equal_float64(chunk, z):
     rng = np.random.default_rng(0)
     hidden, table = rng.normal(size=(13, 6)), rng.normal(size=(11, 6))
     targets, weights = rng.integers(0, 11, 13), rng.random(13)
 
     def loss(table, hidden):
-        nats = losses.chunked_cross_entropy(lambda p, h: h @ p.T, table, hidden, jnp.asarray(targets), chunk)
-        return jnp.sum(nats * weights), nats
+        nats, z_terms = losses.chunked_cross_entropy(
+            lambda p, h: h @ p.T, table, hidden, jnp.asarray(targets), chunk, z_loss=z
+        )
+        assert (z_terms is None) == (z == 0)
+        z_terms = jnp.zeros(13) if z_terms is None else z_terms
+        return jnp.sum((nats + z_terms) * weights), (nats, z_terms)
 
     run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-    (_, nats), (dtable, dhidden) = run(jnp.float32(table), jnp.float32(hidden))
+    (_, (nats, z_terms)), (dtable, dhidden) = run(jnp.float32(table), jnp.float32(hidden))
     logits = hidden @ table.T
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    d = (p - np.eye(11)[targets]) * weights[:, None]
+    log_sums = np.log(np.exp(logits).sum(-1))
+    p = np.exp(logits - log_sums[:, None])
+    # The log-sum-exp changes with each logit by its probability.
+    d = (p - np.eye(11)[targets] + z * 2 * log_sums[:, None] * p) * weights[:, None]
+    np.testing.assert_allclose(z_terms, z * log_sums**2, atol=1e-5)
     np.testing.assert_allclose(nats, -np.log(p[np.arange(13), targets]), atol=1e-5)
     np.testing.assert_allclose(dtable, d.T @ hidden, atol=1e-5)
     np.testing.assert_allclose(dhidden, d @ table, atol=1e-5)
@@ -46,7 +53,7 @@ def test_chunked_cross_entropy_equals_float64(chunk):
 
 def test_chunked_loss_never_holds_all_logits():
     def temporary(tokens, chunk):
-        f = jax.grad(lambda t, h: losses.chunked_cross_entropy(lambda p, x: x @ p.T, t, h, jnp.zeros(tokens, int), chunk).sum())  # fmt: skip  # noqa: E501
+        f = jax.grad(lambda t, h: losses.chunked_cross_entropy(lambda p, x: x @ p.T, t, h, jnp.zeros(tokens, int), chunk)[0].sum())  # fmt: skip  # noqa: E501
         args = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((5000, 8), (tokens, 8)))
         return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
