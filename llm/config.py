@@ -308,9 +308,17 @@ def read(path: pathlib.Path) -> Experiment:
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a resolved config: {_say(error)}") from None
     try:
-        return _build(values)
+        return _build(_of_today(values))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _of_today(values: typing.Any) -> typing.Any:
+    """The values of a run's config with those that older versions wrote otherwise: `model.remat` was true or false."""
+    model = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("remat"), bool):
+        return values
+    return values | {"model": model | {"remat": "all" if model["remat"] else ""}}
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:

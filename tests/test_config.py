@@ -162,6 +162,15 @@ def test_a_field_younger_than_a_run_is_at_its_default(tmp_path):
     assert config.read(tmp_path / "config.json") == resolved()
 
 
+@pytest.mark.parametrize("old, new", [(False, ""), (True, "all")])
+def test_rematerialisation_that_was_true_or_false_is_read(old, new, tmp_path):
+    config.save(resolved(), tmp_path / "config.json")
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["model"]["remat"] = old
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert config.read(tmp_path / "config.json") == resolved(("model.remat", new))
+
+
 def test_specs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         resolved().model.layers = 3
