@@ -206,7 +206,9 @@ class TrainingSpec:
             f"training.label_smoothing={self.label_smoothing}: must be at least 0 and below 1",
         )
         for name in ("z_loss", "balance_weight", "router_z_weight"):
-            _require(0 <= getattr(self, name) < float("inf"), f"training.{name}={getattr(self, name)}: must be at least 0")
+            _require(
+                0 <= getattr(self, name) < float("inf"), f"training.{name}={getattr(self, name)}: must be at least 0"
+            )
         for name in ("temperature", "preference_beta"):
             _require(getattr(self, name) > 0, f"training.{name}={getattr(self, name)}: must be above 0")
         _require(
