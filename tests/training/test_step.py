@@ -1,7 +1,9 @@
 """The pure train step and its parts, by arithmetic: losses, accumulation, clipping, skipping, schedule, decay."""
 
 import dataclasses
+import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +13,14 @@ import pytest
 from llm import sharding
 from llm.errors import InputError
 from llm.models import build
+from llm.models.contract import Output
 from llm.models.gpt import GPTSpec
+from llm.nn.parameter import parameter
 from llm.sharding import MeshSpec
 from llm.training import losses, optimizer, roles, state
 from llm.training.spec import OptimizerSpec
 from llm.training.step import compile_train_step, put_batch, train_step
+from tests.quick import quick
 
 SPEC = OptimizerSpec(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, clip_norm=None)
 
@@ -115,6 +120,7 @@ def test_one_step_is_adam_on_the_weighted_mean():
     )
     np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
     assert metrics["weight"] == batch["weights"].sum() and metrics["learning_rate"] == np.float32(0.1)
+    np.testing.assert_allclose(metrics["update_norm/mlp"], np.linalg.norm(np.float64(got) - kernel), rtol=1e-5)
 
 
 def test_micro_batches_of_unlike_weight():
@@ -171,13 +177,42 @@ def test_a_step_without_a_finite_gradient_changes_only_the_counters(bad):
     poisoned["x"][0, 0] = bad
     poisoned["weights"][0, 0] = 1
     skipped, metrics = step(s, poisoned)
-    assert metrics["skipped"] == 1 and metrics["skipped_in_a_row"] == 1
+    assert metrics["skipped"] == 1 and metrics["skipped_in_a_row"] == 1 and metrics["update_norm/mlp"] == 0
     assert (int(skipped.step), int(skipped.skipped), int(skipped.skipped_in_a_row)) == (2, 1, 1)
     for a, b in zip(jax.tree.leaves((s.params, s.opt_state)), jax.tree.leaves((skipped.params, skipped.opt_state))):
         np.testing.assert_array_equal(a, b)
     after, metrics = step(skipped, ragged(seed=2))
     assert int(after.skipped_in_a_row) == 0 and int(after.skipped) == 1
     np.testing.assert_allclose(metrics["learning_rate"], 0.1 * 1 / 4, rtol=1e-6)  # the second update, not the third
+    before, moved = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(one.params)]) for one in (skipped, after))
+    np.testing.assert_allclose(metrics["update_norm/mlp"], np.linalg.norm(moved - before), rtol=1e-3)
+
+
+def test_bfloat16_is_of_activations_alone():
+    """The policy of `llm.nn`: losses near float32's; parameters, gradients, moments and the average in float32."""
+    spec, found = dataclasses.replace(SPEC, learning_rate=0.01), {}
+    tokens = np.random.default_rng(0).integers(0, 19, (4, 9)).astype(np.int32)
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": np.ones((4, 8), np.float32)}
+    batch["segments"] = np.ones((4, 8), np.int32)
+    for dtype in ("float32", "bfloat16"):
+        recipe = state.Recipe(model(dtype=dtype), optimizer.build(spec, 10), ema_decay=0.9)
+        loss, s = losses.next_token(recipe.model, 8), quick(lambda r=recipe: r.create(unbox=nn.unbox))()
+        gradients = jax.eval_shape(jax.grad(lambda p, f=loss: f(p, batch)["loss"][0]), s.params)
+        step = quick(
+            functools.partial(
+                train_step, loss=loss, optimizer=recipe.optimizer, schedule=lambda n: n, clip_norm=1.0, ema_decay=0.9
+            )
+        )
+        values = []
+        for _ in range(3):
+            s, metrics = step(s, batch)
+            values.append(metrics["loss"])
+        kept = jax.tree.leaves((s.params, s.ema, s.opt_state, gradients, metrics))
+        assert {x.dtype for x in kept if jnp.issubdtype(x.dtype, jnp.floating)} == {jnp.dtype(jnp.float32)}
+        found[dtype] = np.array(values)
+    assert (np.diff(found["float32"]) < 0).all()
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=0.02)
+    assert (found["bfloat16"] != found["float32"]).all()
 
 
 # --- schedule, decay, sharding ----------------------------------------------------------------------------------------
@@ -205,9 +240,9 @@ def test_the_schedule_counts_updates_not_micro_batches():
     assert int(s.step) == 2 and int(s.opt_state[-1].count) == 2
 
 
-def model():
+def model(**more):
     return build(GPTSpec(vocab_size=19, context=8, layers=2, width=16, heads=2, bias=True, norm="layer", tied=False,
-                         position="learned", qk_norm=True))  # fmt: skip
+                         position="learned", qk_norm=True, **more))  # fmt: skip
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -227,6 +262,27 @@ def test_a_parameter_without_a_role_is_an_error():
         roles.role("stack/new/thing")
     with pytest.raises(ValueError, match="logical axis 'nowhere' has no rule"):
         sharding.partition_spec(("nowhere",))
+
+
+class Plain(nn.Module):
+    """A model with a parameter that was made without the names of its axes."""
+
+    carries = False
+
+    @nn.compact
+    def __call__(self, batch, train=False):
+        table = parameter(self, "table", nn.initializers.ones, ("vocab", "embed"), (4, 2))
+        return Output((table * self.param("forgotten", nn.initializers.ones, (2,)))[batch["tokens"]])
+
+    def unembed(self, hidden_BTD):
+        return hidden_BTD
+
+
+def test_a_parameter_without_the_names_of_its_axes_is_an_error():
+    recipe, mesh = state.Recipe(Plain(), optax.identity()), sharding.make_mesh(MeshSpec())
+    for use in (state.state_shardings, state.check_mesh, state.create):
+        with pytest.raises(ValueError, match="parameter forgotten does not name its axes.*llm.nn.parameter"):
+            use(recipe, mesh)
 
 
 def test_the_parameter_table_covers_every_parameter():
