@@ -4,10 +4,14 @@ import dataclasses
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from llm import config
 from llm.errors import InputError
+from llm.training.optimizer import schedule
 from tests.helpers import ROOT
 
 FOUND = sorted(p for p in (ROOT / "experiments").rglob("*.py") if "def get_config" in p.read_text())
@@ -120,6 +124,18 @@ def test_every_experiment_resolves_and_comes_back_equal(path, variant, tmp_path)
     again = config.read(tmp_path / "config.json")
     assert again == experiment and hash(again) == hash(experiment)
     assert config.differences(experiment, again) == []
+    check_schedule(experiment)
+
+
+def check_schedule(experiment):
+    """The rate rises to its peak over the warm-up, ends no run there, and never rises again."""
+    spec, steps = experiment.optimizer, experiment.training.steps
+    rate = schedule(spec, steps)
+    every = np.unique(np.linspace(0, steps, 400, dtype=int).tolist() + [spec.warmup_steps])
+    rates = np.asarray(jax.vmap(rate)(jnp.asarray(every, jnp.int32)), np.float64) / spec.learning_rate
+    peak = int(np.flatnonzero(every == spec.warmup_steps)[0])
+    assert rates[0] == (0 if peak else 1) and abs(rates[peak] - 1) < 1e-6 and spec.warmup_steps < steps
+    assert (np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak:]) <= 1e-6).all()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
