@@ -211,15 +211,15 @@ def _classification(model: Model, s: Settings, params, batch: dict, key) -> Term
 def _span_qa(model: Model, s: Settings, params, batch: dict, key) -> Terms:
     """The mean of both ends' cross-entropies over the places of the row (Devlin et al. 2019)."""
     hidden_BTD = _run(model, params, batch, key).hidden_BTD
-    sides = model.apply({"params": params}, hidden_BTD, method="spans")
     real_BT = batch["segments"] != 0
-    nats_B, right_B, z = jnp.zeros(()), jnp.ones(()), []
+    sides = model.apply({"params": params}, hidden_BTD, method="spans")
+    sides = [jnp.where(real_BT, logits_BT, -1e9) for logits_BT in sides]
+    nats_B, right_B = jnp.zeros(()), jnp.ones(())
     for logits_BT, places_B in zip(sides, (batch["starts"], batch["ends"])):
-        logits_BT = jnp.where(real_BT, logits_BT, -1e9)
         nats_B += 0.5 * cross_entropy(logits_BT, places_B)
-        z.append(z_terms(logits_BT, 0.5 * s.z_loss))
         right_B *= (logits_BT.argmax(-1) == places_B).astype(jnp.float32)
-    added = _z_added(sum(z) if s.z_loss else None, batch["weights"])
+    z_2B = z_terms(jnp.stack(sides), s.z_loss)
+    added = _z_added(None if z_2B is None else z_2B.mean(0), batch["weights"])
     return Terms((nats_B, batch["weights"]), {"accuracy": (right_B, batch["weights"])}, added)
 
 
