@@ -394,6 +394,8 @@ def _finish(
         "tokens_per_second": trained.tokens_per_second,
         "mfu": trained.mfu,
         "mfu_of": trained.mfu_of,
+        "first_step_seconds": trained.first_step_seconds,
+        "first_step_cached": trained.first_step_cached,
         "objective": experiment.objective.kind,
         "validation": scores.numbers,
         "samples": _samples(experiment, prepared, prompts, model, params),

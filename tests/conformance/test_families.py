@@ -400,7 +400,7 @@ def test_experts_by_hand():
 def test_layouts_of_one_program_agree(name):
     """Blockwise attention, unrolled and rematerialised, with all rates 0 in training, against the row as it stands."""
     row, params = ROWS[name], table.parameters(name)
-    changes = {"unroll": 2, "remat": True}
+    changes = {"unroll": 2, "remat": "all"}
     if getattr(row.spec, "decoder_layers", None) == 1:
         del changes["unroll"]
     if hasattr(row.spec, "attention"):
