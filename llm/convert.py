@@ -230,8 +230,8 @@ def _try(run: Run, prompt: str) -> None:
         mask=tokenizer.mask,
     )
     with jax.set_mesh(run.mesh):
-        kind = run.experiment.objective.kind
-        rows = probe(run.model, run.params, kind, texts, tokenizer.vocab_size, tokenizer.decode)
+        kind, generation = run.experiment.objective.kind, run.experiment.generation
+        rows = probe(run.model, run.params, kind, texts, generation, tokenizer.vocab_size, tokenizer.decode)
     print(cli.table([("prompt", repr(prompt)), *rows] if rows and rows[0][0] == "writes" else rows))
 
 

@@ -1,6 +1,7 @@
 """`llm.convert` as a user runs it: in, tried, written, evaluated, fine-tuned, out again."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_other_families_come_in(tmp_path, tokens, name):
         tensors = load_file(tmp_path / name / "model.safetensors")
         tensors["final_logits_bias"][:, 258] = 1e3  # it would write nothing but padding
         save_file(tensors, tmp_path / name / "model.safetensors")
-        given = [f"--from={tmp_path / name}"]
+        given = [f"--from={tmp_path / name}", "--prompt=>> no code"]
     result = verb("convert", *given, f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 0, result.stderr
     if name == "bert-classes":
@@ -112,6 +113,7 @@ def test_other_families_come_in(tmp_path, tokens, name):
     generation = json.loads((tmp_path / "run" / "config.json").read_text())["generation"]
     assert generation["banned"] == ([258] if name == "marian" else []) and generation["opening"] == ""
     if name == "marian":
+        assert re.search(r"writes +'ein ein ein", result.stdout), result.stdout  # and not the padding
         given = f"--workdir={tmp_path / 'run'}", "--prompt=>> no code", "--max-tokens=12", "--temperature=0"
         assert " ".join(["ein"] * 12) in verb("generate", *given).stdout  # as transformers, tests/goldens/marian.json
         assert_refused(verb("generate", *given, "--logit-bias=258:5"), "names a token twice")
