@@ -61,7 +61,7 @@ print("equal")
 
 
 def test_four_devices_write_what_one_does():
-    """A window's ring with beams, continuously, with guesses and plainly; a T5 and a state plainly. Tokens are drawn."""
+    """A window's ring with beams, continuously, with guesses and plainly; a T5 and a state plainly."""
     result = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment(), capture_output=True,
                             text=True, timeout=300)  # fmt: skip
     assert result.returncode == 0 and "equal" in result.stdout, result.stderr
