@@ -144,7 +144,9 @@ class RNN(nn.Module):
         state = self.init_cache(B, 0) if cache is None else cache
         begins_B = jnp.zeros((B,), bool) if "continues" not in batch else batch["continues"] == 0
         start_BT = jnp.concatenate([begins_B[:, None], segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1)
-        start_BT &= real_BT  # padding keeps the state of what it ends
+        # The row's first token, which padding may stand before, goes on from the state.
+        first_BT = jnp.cumsum(real_BT, axis=1, dtype=jnp.int32) == 1
+        start_BT = jnp.where(first_BT, begins_B[:, None], start_BT) & real_BT  # padding keeps the state of what it ends
         x_BTD = constrain(self.embed(tokens_BT), "batch", "length", "activation")
         settings = dict(
             cell=s.cell, width=s.width, reverse_too=s.bidirectional, dropout=s.dropout,

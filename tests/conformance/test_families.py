@@ -110,6 +110,13 @@ def test_padding_changes_nothing(name):
     close(one.hidden[:1, :n], hidden, 1e-5)
     for key, x in one.heads.items():
         close(x[:1, :n] if key in table.OF_PLACES else x[:1], heads[key], 1e-5)
+    # Both rows with their padding on the left. (The next sentence is told by place 0, whatever stands there.)
+    hidden, heads = table.bare(name)(params, table.on_the_left(table.padded(row)))
+    for number, length in enumerate(table.LENGTHS):
+        close(hidden[number, T - length :], one.hidden[number, :length], 1e-5)
+        for key in set(one.heads) - {"next_sentence"}:
+            mine, places = one.heads[key][number], key in table.OF_PLACES
+            close(heads[key][number][T - length if places else 0 :], mine[: length if places else None], 1e-5)
 
 
 @column("padding")
@@ -435,6 +442,21 @@ def test_cached_decoding_equals_teacher_forcing(name):
         hidden, lengths = table.decoded(name)(params, TOKENS_BT, np.array([n, T - n], np.int32), source)
         close(hidden, want, 2e-5)
         np.testing.assert_array_equal(lengths, T)
+
+
+@pytest.mark.parametrize("name", ["rnn gru", "gpt3"], indirect=True)
+def test_a_later_piece_may_have_its_padding_on_either_side(name):
+    """Four tokens after six, with two of padding."""
+    model = models.build(ROWS[name].spec)
+    feed = table.quick(lambda params, batch, cache: model.apply({"params": params}, batch, cache=cache))
+    found, cache = [], model.init_cache(B, T)
+    for new, real in ((np.s_[:6], np.s_[:]), (np.s_[6:10], np.s_[:4]), (np.s_[6:10], np.s_[2:])):
+        tokens, segments = np.tile(JUNK[:6], (B, 1)), np.zeros((B, 6), np.int32)
+        tokens[:, real], segments[:, real] = TOKENS_BT[:, new], 1
+        output = feed(table.parameters(name), {"tokens": tokens, "segments": segments}, cache)
+        cache = output.cache if not found else cache
+        found.append((output.hidden_BTD[:, real], output.cache))
+    close(found[2], found[1], 1e-5)
 
 
 # --- 9: what recurrent layers have of their own -----------------------------------------------------------------------
