@@ -151,7 +151,7 @@ def run(
     params = state.abstract(made_of, mesh).params
     check_rates(optimizer, params)
     if start is not None:
-        _check_fresh(params, matching(params, start), optimizer, start)
+        _check_fresh(params, matching(params, start, prepared.labels), optimizer, start)
     if debug_nans is not None:
         with jax.set_mesh(mesh):
             step = debug_nans or None
@@ -190,7 +190,9 @@ def run(
             mesh,
             workdir,
             validate=lambda params: scorer.loss(params, experiment.training.validation_rows),
-            initial=lambda params: params if start is None else shared(params, open_run(str(start.workdir)), hosts.say),
+            initial=lambda params: (
+                params if start is None else shared(params, open_run(str(start.workdir)), prepared.labels, hosts.say)
+            ),
             say=hosts.say,
             profile=profile,
             open_tracker=lambda: (
