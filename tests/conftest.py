@@ -1,5 +1,6 @@
 """Tests run on CPU, those chosen by `-m gpu` or `-m tpu` on the device, and share JAX's compilation cache."""
 
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -20,7 +21,12 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / 
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # XLA would cut each program into up to 32 pieces for LLVM, which on two cores takes nearly twice the time of one piece.
-os.environ["XLA_FLAGS"] = f"--xla_cpu_parallel_codegen_split_count=1 {os.environ.get('XLA_FLAGS', '')}".strip()
+# Without optimizations its older emitters of fused loops compile a program in a quarter of the newer ones' time. They
+# are gone from jax 0.11, where the flag is an error.
+FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 
 import pytest  # noqa: E402
 
