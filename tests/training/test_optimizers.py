@@ -172,6 +172,15 @@ def test_warm_up_stable_decay_at_its_corners():
         optimizer.schedule(dataclasses.replace(spec, warmup_steps=801), 1000)
 
 
+def test_the_inverse_square_root_of_the_update():
+    """Vaswani et al. 2017, equation 3: width^-0.5 min(update^-0.5, update warmup^-1.5), here times what makes it 1."""
+    spec = OptimizerSpec(1.0, warmup_steps=100, schedule="inverse_sqrt")
+    rate = optimizer.schedule(spec, 100_000)
+    np.testing.assert_allclose([rate(n) for n in (0, 50, 100, 400, 10_000)], [0, 0.5, 1, 0.5, 0.1], rtol=1e-6)
+    paper = [100**0.5 * min(n**-0.5, n * 100**-1.5) for n in (1, 77, 101, 333, 5_000)]
+    np.testing.assert_allclose([rate(n) for n in (1, 77, 101, 333, 5_000)], paper, rtol=1e-6)
+
+
 # --- factors on the rate ----------------------------------------------------------------------------------------------
 
 
