@@ -47,8 +47,8 @@ DESCRIPTION = """\
 Runs an experiment: prepares its data, trains, validates, samples.
 
 Everything goes to --workdir, which holds the run: config.json, tokenizer.json, data/, checkpoints/, metrics.jsonl,
-tensorboard/, summary.json, curves.png; profile/ of --profile, diagnostics/ of steps that were not finite. A run that
-was stopped or killed goes on when the same command is given again.
+tensorboard/, summary.json, validation.jsonl, curves.png; profile/ of --profile, diagnostics/ of steps that were not
+finite. A run that was stopped or killed goes on when the same command is given again.
 
 Every field of the config can be set: --config.optimizer.learning_rate=3e-4
 """

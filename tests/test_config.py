@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm import config
+from llm import config, models
 from llm.errors import InputError
 from llm.training.optimizer import schedule
 from tests.helpers import ROOT
@@ -146,6 +146,20 @@ def test_every_experiment_says_how_to_run_it(path):
     for word in ("Hardware:", "Time:", "Score:"):
         assert word in text, word
     assert name in (ROOT / "experiments" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("size, rate, steps", [("base", 6.9877e-4, 100_000), ("big", 4.9411e-4, 300_000)])
+def test_the_transformer_is_trained_as_published(size, rate, steps):
+    """Vaswani et al. 2017, sections 5.2 to 5.4; the rates are those of equation 3 at update 4,000."""
+    found = config.resolve(config.load(f"experiments/published.py:encdec/{size}"))
+    adam, training = found.optimizer, found.training
+    assert (adam.name, adam.b1, adam.b2, adam.epsilon, adam.weight_decay) == ("adamw", 0.9, 0.98, 1e-9, 0.0)
+    assert (adam.schedule, adam.warmup_steps, adam.clip_norm) == ("inverse_sqrt", 4000, None)
+    assert adam.learning_rate == pytest.approx(rate, rel=1e-4)
+    assert (training.label_smoothing, training.steps) == (0.1, steps)
+    model = found.model
+    assert isinstance(model, models.EncDecSpec) and not model.pre_norm and model.position == "sinusoid"
+    assert config.resolve(config.load("experiments/published.py:t5/base")).training.label_smoothing == 0.0
 
 
 def test_differences_name_the_fields():
