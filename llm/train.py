@@ -126,6 +126,11 @@ def run(
     _refuse_other_config(experiment, workdir)
     if debug_nans is not None and not (workdir / "config.json").is_file():
         raise InputError(f"--debug-nans: {workdir} holds no config.json: it is not a run's folder")
+    if debug_nans is not None and hosts.several():
+        raise InputError(
+            "--debug-nans: one process looks at a step for all; run it without the launcher, and with a --config.mesh "
+            "that this machine's devices fit"
+        )
     wandb = metrics.wandb_package(experiment.training.wandb)
     _check_best(experiment)
     sharding.request_cpu_devices(experiment.mesh)

@@ -99,7 +99,7 @@ def first_bad(
     parts = [jax.tree.map(lambda x, i=i: x[i], dealt) for i in range(microbatches)]
     keys = [jax.random.fold_in(jax.random.fold_in(state.rng, saved.step - 1), i) for i in range(microbatches)]
     carried = () if state.carry is None else (state.carry,)
-    look = looked_at(loss, ordered=mesh.size == 1)
+    look = looked_at(loss)
     calls: list[Call] = []
     for part, key in zip(parts, keys):
         sums, calls = look(state.params, part, key, *carried)
@@ -175,12 +175,11 @@ def first_bad_gradient(gradients: Any, calls: list[Call]) -> str | None:
     return max(found, default=(0, None))[1]
 
 
-def looked_at(loss: Callable, ordered: bool = True) -> Callable[..., tuple[dict, list[Call]]]:
-    """A loss that looks at what every module gives, each layer by itself.
+def looked_at(loss: Callable) -> Callable[..., tuple[dict, list[Call]]]:
+    """A loss that looks at what every module gives, each layer by itself, on the devices of any mesh of one process.
 
     Args:
         loss: f(*arguments) -> sums by name, and with a carried state as its fourth argument (sums, state).
-        ordered: keeps the reports in the order of the program, which only one device can.
 
     Returns:
         f(*arguments) -> the sums, and all calls of modules in the order of the program.
@@ -188,9 +187,10 @@ def looked_at(loss: Callable, ordered: bool = True) -> Callable[..., tuple[dict,
     calls: list[tuple[int, Call]] = []  # with the place of the call in the traced program
     places = itertools.count()
 
-    def record(place: int, name: str, size: int, bad, largest) -> None:
+    def record(place: int, name: str, size: int, bad, largest) -> np.ndarray:
         turn = sum(other == place for other, _ in calls)
         calls.append((place, Call(name, turn, int(bad), size, float(largest))))
+        return np.ones((), np.float32)
 
     def look(following, args, kwargs, context):
         result = following(*args, **kwargs)
@@ -203,17 +203,19 @@ def looked_at(loss: Callable, ordered: bool = True) -> Callable[..., tuple[dict,
         given = [jnp.where(jnp.isfinite(x), jnp.abs(x), 0).max(initial=0) for x in _floats((args, kwargs))]
         largest = functools.reduce(jnp.maximum, given, jnp.zeros(()))
         report = functools.partial(record, next(places), name, sum(x.size for x in outputs))
-        jax.debug.callback(report, bad, largest, ordered=ordered)
-        return result
+        # Ordered callbacks are of one device alone, and a layer is known by the order. The factor of 1 that comes back
+        # makes what follows wait: a layer's reports are in before the next one's can be made. It is "pure" because
+        # nothing else goes through a layer that is rematerialised; what nobody takes in is then not reported.
+        one = jax.pure_callback(report, jax.ShapeDtypeStruct((), jnp.float32), bad, largest)
+        return jax.tree.map(lambda x: x * one.astype(x.dtype) if _is_float(x) else x, result)
 
     program = jax.jit(lambda *arguments: loss(*arguments))  # of its own: no trace from before is taken for it
 
     def run(*arguments) -> tuple[dict, list[Call]]:
         calls.clear()
         with nn.intercept_methods(look):
-            result: Any = program(*arguments)
+            result: Any = jax.block_until_ready(program(*arguments))
         sums = jax.device_get(result[0] if len(arguments) == 4 else result)
-        jax.effects_barrier()
         return sums, [call for _, call in sorted(calls, key=_order(calls))]
 
     return run
@@ -235,7 +237,11 @@ def _in_layers(name: str) -> bool:
 
 
 def _floats(tree: Any) -> list[jax.Array]:
-    return [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]
+    return [x for x in jax.tree.leaves(tree) if _is_float(x)]
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def _where(call: Call) -> str:

@@ -38,8 +38,12 @@ with jax.set_mesh(given.mesh):
     on_first = sum(s.data.nbytes for x in jax.tree.leaves(held) for s in x.addressable_shards if s.device.id == 0)
     memory = compiled.memory_analysis()
     _, metrics = compiled(real, rows)
+# And the plan over two axes, as XLA's own attention is split.
+other = {"mesh.fsdp": "4", "mesh.tensor": "2", "model.attention": "reference"} if sys.argv[1] == "none" else {}
+e = config.resolve(config.override(config.load("tests/tiny.py"), list((wanted | other).items())))
+split = page.figures(e, program.compile_program(e, there), 1e6)["sent_per_device"] if other else None
 print(json.dumps({
-    "figures": found, "arguments": on_first, "temporaries": memory.temp_size_in_bytes, "loss": float(metrics["loss"]),
+    "figures": found, "split": split, "arguments": on_first, "temporaries": memory.temp_size_in_bytes, "loss": float(metrics["loss"]),
     "tokens": float(metrics["tokens"]), "parameters": state.count_parameters(real.params),
 }))
 """  # noqa: E501
@@ -71,6 +75,7 @@ MATRICES, NORMS, TABLE = 4 * (QUERY + KEY + VALUE + OUTPUT + UP + DOWN), 4 * 2 *
 def test_memory_is_that_of_the_real_run(whole):
     memory = whole["figures"]["memory_per_device"]
     assert memory["arguments"] == whole["arguments"]
+    # The same compiler says both: the plan is of the program that runs. That the size is right is a test of its own.
     assert memory["temporaries"] == whole["temporaries"]
     # Parameters and two moments of each; an eighth, but for norms, which lie on all.
     norms = 3 * NORMS + 4 * 32
@@ -79,6 +84,34 @@ def test_memory_is_that_of_the_real_run(whole):
     assert memory["peak"] == sum(memory[k] for k in ("arguments", "temporaries", "outputs")) - memory["aliased"]
     assert whole["figures"]["parameters"] == whole["parameters"] == (3 * MATRICES + TABLE + norms) / 4
     assert whole["figures"]["tokens"] == whole["tokens"] == 16 * 32
+
+
+def test_temporaries_hold_what_the_backward_pass_needs(whole):
+    """Of a device's two rows: of each layer what its six products take in, and the logits; and not many times that."""
+    rows = 4 * 2 * 32
+    queries, keys, hidden = 4 * 8, 2 * 8, 128
+    a_layer = rows * (32 + queries + 2 * keys + queries + 32 + hidden)
+    kept = 3 * a_layer + rows * 304
+    assert kept < whole["figures"]["memory_per_device"]["temporaries"] < 8 * kept
+
+
+def test_tensor_parallel_layers_sum_their_activations(whole):
+    """fsdp=4, tensor=2: a device has four rows, half of each matrix, and of that a quarter at rest."""
+
+    def on(kind, axes):
+        return sum(row["bytes"] for row in whole["split"] if (row["kind"], row["axes"]) == (kind, axes))
+
+    activations, places = 4 * 4 * 32 * 32, 4 * 4 * 32
+    assert on("all-gather", ["fsdp"]) == 3 / 4 * (2 * 3 * MATRICES + TABLE) / 2 + places  # and the ids
+    gradients = 2 * 3 / 4 * (3 * (MATRICES / 2 + NORMS) + TABLE / 2 + 4 * 32)
+    assert gradients <= on("all-reduce", ["fsdp"]) < gradients + 200
+    # A sum over two sends what it sums. Forward behind attention and mlp; backward before the mlp, and before each of
+    # queries, keys and values; behind the table and before it; of every place the largest logit, the sum and the
+    # target's; and the gradient of the looked up table, which lies by its width.
+    sums = 3 * (2 + 1 + 3) * activations + 2 * activations + 3 * places + TABLE / 4
+    assert sums <= on("all-reduce", ["tensor"]) < sums + 200
+    # What is looked up by width is turned into rows, and its gradient back.
+    assert on("all-to-all", ["fsdp"]) == 2 * 3 / 4 * activations
 
 
 def test_parameters_are_gathered_and_gradients_reduced(whole):
