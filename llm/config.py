@@ -113,6 +113,11 @@ class Experiment:
                 f"training.label_smoothing={self.training.label_smoothing}: of objective.kind='preference' it must lie "
                 "below 0.5, where no answer is preferred"
             )
+        if kind in ("contrastive", "span_qa") and self.training.label_smoothing:
+            raise InputError(
+                f"training.label_smoothing={self.training.label_smoothing}: objective.kind={kind!r} smooths nothing; "
+                "set 0"
+            )
         if kind == "contrastive" and self.training.z_loss:
             raise InputError(
                 f"training.z_loss={self.training.z_loss}: objective.kind='contrastive' compares cosines, which cannot "

@@ -207,6 +207,8 @@ REFUSALS = [
     ("stream", ["model.carry=false", "model.bidirectional=true"], ["model.bidirectional=True", "set it to False"]),
     ("pairs", ["training.microbatches=2"], ["compares all rows"]),
     ("pairs", ["training.z_loss=1e-4"], ["training.z_loss=0.0001", "set 0"]),
+    ("pairs", ["training.label_smoothing=0.1"], ["training.label_smoothing=0.1", "set 0"]),
+    ("answers", ["training.label_smoothing=0.1"], ["training.label_smoothing=0.1", "set 0"]),
     ("fine_tune", ["model.heads=3"], ["model.heads=3 does not divide model.width=16"]),
     ("fine_tune", ["model.context=16"], ["data.row_length=32 is longer than model.context=16"]),
     ("fine_tune", ["model.bag_pairs=8"], ["pairs need a bag above 0"]),
