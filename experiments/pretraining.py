@@ -32,7 +32,7 @@ def pretraining(family: str, preset: str, *, rows: int, length: int, tokens: flo
     """
     config = with_variant(default_config(family, preset), "data", data=DATA[family])
     config.model.dtype = "bfloat16"
-    config.model.remat = True
+    config.model.remat = "all"
     config.data.row_length = length
     config.training.batch_size = rows
     config.training.steps = int(tokens // (rows * length))

@@ -1,6 +1,7 @@
 """Published sizes by name: `experiments/published.py:gpt/gpt2-xl`, `:bert/base`, `:t5/v1.1-small`, `:encdec/big`.
 
-The model is the paper's; the data are the ones that ship, so name your own before training one of them:
+The model is the paper's, and of `encdec` the recipe too, but for the size of a batch; the data are the ones that ship,
+so name your own before training one of them:
 
     python -m llm.train --config=experiments/published.py:bert/base --show-parameters
     python -m llm.train --config=experiments/published.py:gpt/gpt2 --workdir=runs/gpt2 --config.data.train=my/texts
@@ -40,6 +41,18 @@ DATA: dict[str, dict[str, Any]] = {
         "tokenizer.vocab_size": 1000,
     },
 }
+# Vaswani et al. 2017, section 5: Adam without decay, nothing clipped. `big` is trained three times as long.
+WARMUP = 4000
+RECIPE: dict[str, Any] = {
+    "training.label_smoothing": 0.1,
+    "optimizer.schedule": "inverse_sqrt",
+    "optimizer.warmup_steps": WARMUP,
+    "optimizer.b2": 0.98,
+    "optimizer.epsilon": 1e-9,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.clip_norm": None,
+}
+STEPS = {"base": 100_000, "big": 300_000}
 SMOKE: dict[str, Any] = {
     "model.layers": 2,
     "model.width": 32,
@@ -59,4 +72,8 @@ def get_config(variant: str = "gpt/gpt2") -> Config:
         raise InputError(f"name a size of {family}: {', '.join(f'{family}/{name}' for name in models.PRESETS[family])}")
     config = default_config(family, preset)
     changes = DATA.get(family, {}) | (SMOKE if variant == "smoke" else {})
+    if family == "encdec":
+        # The paper's equation 3 at its peak.
+        rate = config.model.width**-0.5 * WARMUP**-0.5
+        changes |= RECIPE | {"training.steps": STEPS[preset], "optimizer.learning_rate": rate}
     return with_variant(config, variant or "gpt/gpt2", **{variant or "gpt/gpt2": changes})

@@ -113,6 +113,16 @@ class Experiment:
                 f"training.label_smoothing={self.training.label_smoothing}: of objective.kind='preference' it must lie "
                 "below 0.5, where no answer is preferred"
             )
+        if kind in ("contrastive", "span_qa") and self.training.label_smoothing:
+            raise InputError(
+                f"training.label_smoothing={self.training.label_smoothing}: objective.kind={kind!r} smooths nothing; "
+                "set 0"
+            )
+        if kind == "contrastive" and self.training.z_loss:
+            raise InputError(
+                f"training.z_loss={self.training.z_loss}: objective.kind='contrastive' compares cosines, which cannot "
+                "drift; set 0"
+            )
         if self.generation.prompts and kind not in models.WRITING:
             raise InputError(f"generation.prompts: a model of objective.kind={kind!r} writes nothing; give none")
         if isinstance(self.model, models.BertSpec) and self.model.types < len(self.data.fields):
@@ -303,9 +313,17 @@ def read(path: pathlib.Path) -> Experiment:
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a resolved config: {_say(error)}") from None
     try:
-        return _build(values)
+        return _build(_of_today(values))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _of_today(values: typing.Any) -> typing.Any:
+    """The values of a run's config with those that older versions wrote otherwise: `model.remat` was true or false."""
+    model = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("remat"), bool):
+        return values
+    return values | {"model": model | {"remat": "all" if model["remat"] else ""}}
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:

@@ -30,7 +30,8 @@ the Llama family. --workdir becomes a run that generates, evaluates (--data) and
 
     python -m llm.train --config=runs/x/config.json --config.data.train=... --workdir=runs/tuned
 
---to writes the run in --workdir as a folder of Hugging Face's: model.safetensors in float32, config.json, tokenizer.
+--to writes the run in --workdir as a folder of Hugging Face's: model.safetensors in float32 (in parts above 5 GB),
+config.json, tokenizer.
 """
 
 
@@ -230,8 +231,8 @@ def _try(run: Run, prompt: str) -> None:
         mask=tokenizer.mask,
     )
     with jax.set_mesh(run.mesh):
-        kind = run.experiment.objective.kind
-        rows = probe(run.model, run.params, kind, texts, tokenizer.vocab_size, tokenizer.decode)
+        kind, generation = run.experiment.objective.kind, run.experiment.generation
+        rows = probe(run.model, run.params, kind, texts, generation, tokenizer.vocab_size, tokenizer.decode)
     print(cli.table([("prompt", repr(prompt)), *rows] if rows and rows[0][0] == "writes" else rows))
 
 
@@ -261,7 +262,10 @@ def write(run: Run, folder: pathlib.Path) -> None:
     tensors = weights.tensors_of(table, shapes, run.weights.read_array, bare=kind == "contrastive")
     partial = folder.with_name(folder.name + ".partial")
     cli.writable_workdir(str(partial))
-    weights.write_safetensors(partial / "model.safetensors", tensors)
+    weights.write_checkpoint(partial, tensors)
+    for path, said in weights.beside(spec, kind).items():
+        (partial / path).parent.mkdir(exist_ok=True)
+        (partial / path).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     metrics.write_json(partial / "config.json", made | {"torch_dtype": "float32"})
     said = {"tokenizer_class": tokenizer.export(partial)} | _tokenizer_config(run)
     metrics.write_json(partial / "tokenizer_config.json", said)

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from llm import cli, config, models, sharding
 from llm.data import Prepared, open_prepared
@@ -129,13 +130,13 @@ def origin(workdir: pathlib.Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def matching(params: Any, run: Run) -> dict[str, Any]:
+def matching(params: Any, run: Run, labels: Sequence[str] = ()) -> dict[str, Any]:
     """What another run has for parameters, by name; both may be shapes alone.
 
     The rules of a warm start: a parameter is taken from the other run where that has one of its name and shape. What
-    that run lacks starts anew, and so does a classification head for other classes; what this model lacks is left out.
-    Any other difference of shape is refused, and a run without a common name too. Moments, schedule, step and place in
-    the data always start anew.
+    that run lacks starts anew, and so does a classification head for classes of other names than `labels`; those of
+    the same names are brought into its order. What this model lacks is left out. Any other difference of shape is
+    refused, and a run without a common name too. Moments, schedule, step and place in the data always start anew.
 
     Raises:
         InputError: nothing has the same name, or a shape differs.
@@ -146,9 +147,15 @@ def matching(params: Any, run: Run) -> dict[str, Any]:
         name = path_name(path)
         if name not in theirs:
             continue
+        if name.startswith("class_head/"):  # all of it has the classes along its last axis
+            if sorted(run.labels) != sorted(labels):
+                continue
+            order = np.array([run.labels.index(label) for label in labels])
+            if not isinstance(theirs[name], jax.ShapeDtypeStruct):
+                theirs[name] = theirs[name][..., order]
         if theirs[name].shape == mine.shape:
             found[name] = theirs[name]
-        elif not name.startswith("class_head/"):
+        else:
             raise InputError(
                 f"training.start_from={run.workdir}: its {name} has shape {theirs[name].shape}, this model's "
                 f"{mine.shape}; give the model the same settings"
@@ -158,13 +165,13 @@ def matching(params: Any, run: Run) -> dict[str, Any]:
     return found
 
 
-def shared(params: Any, run: Run, say: Callable[[str], None] = print) -> Any:
+def shared(params: Any, run: Run, labels: Sequence[str], say: Callable[[str], None] = print) -> Any:
     """Fresh parameters with those of another run in place of the ones that `matching` finds; the others stay fresh.
 
     Raises:
         InputError: as `matching` does.
     """
-    found = matching(params, run)
+    found = matching(params, run, labels)
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     fresh = [name for name in names if name not in found and not name.startswith(f"{LORA}/")]
     fresh += ["the adapters"] if len(fresh) + len(found) < len(names) else []

@@ -47,8 +47,8 @@ DESCRIPTION = """\
 Runs an experiment: prepares its data, trains, validates, samples.
 
 Everything goes to --workdir, which holds the run: config.json, tokenizer.json, data/, checkpoints/, metrics.jsonl,
-tensorboard/, summary.json, curves.png; profile/ of --profile, diagnostics/ of steps that were not finite. A run that
-was stopped or killed goes on when the same command is given again.
+tensorboard/, summary.json, validation.jsonl, curves.png; profile/ of --profile, diagnostics/ of steps that were not
+finite. A run that was stopped or killed goes on when the same command is given again.
 
 Every field of the config can be set: --config.optimizer.learning_rate=3e-4
 """
@@ -156,7 +156,7 @@ def run(
     params = state.abstract(made_of, mesh).params
     check_rates(optimizer, params)
     if start is not None:
-        _check_fresh(params, matching(params, start), optimizer, start)
+        _check_fresh(params, matching(params, start, prepared.labels), optimizer, start)
     if debug_nans is not None:
         with jax.set_mesh(mesh):
             step = debug_nans or None
@@ -195,7 +195,9 @@ def run(
             mesh,
             workdir,
             validate=lambda params: scorer.loss(params, experiment.training.validation_rows),
-            initial=lambda params: params if start is None else shared(params, open_run(str(start.workdir)), hosts.say),
+            initial=lambda params: (
+                params if start is None else shared(params, open_run(str(start.workdir)), prepared.labels, hosts.say)
+            ),
             say=hosts.say,
             profile=profile,
             open_tracker=lambda: (
@@ -399,6 +401,8 @@ def _finish(
         "tokens_per_second": trained.tokens_per_second,
         "mfu": trained.mfu,
         "mfu_of": trained.mfu_of,
+        "first_step_seconds": trained.first_step_seconds,
+        "first_step_cached": trained.first_step_cached,
         "objective": experiment.objective.kind,
         "validation": scores.numbers,
         "samples": _samples(experiment, prepared, prompts, model, params),

@@ -253,6 +253,10 @@ def test_pairs_in_a_row_are_two_texts_and_parts_of_a_batch_add_up():
     whole = loss(params, batch)
     np.testing.assert_allclose(whole["loss"][0], oracle(wanted, reference, 0.5, 0.1).sum(), rtol=1e-4)
     assert whole["loss"][1] == whole["margin"][1] == 4
+    # The z-loss is a mean over the answers' tokens, and counts once a pair.
+    beside = quick(losses.sums(model, "preference", settings._replace(z_loss=0.1)))(params, batch)
+    plain = quick(losses.sums(model, "chat", losses.Settings(7, z_loss=0.1)))(params, batch)["z_loss"]
+    np.testing.assert_allclose(beside["loss"][0] - whole["loss"][0], 4 * plain[0] / plain[1], rtol=1e-3)
     # A row of zeros fills up a batch, and weighs nothing.
     halves = [{name: np.concatenate([x[at : at + 2], 0 * x[:2]]) for name, x in batch.items()} for at in (0, 2)]
     parts = [loss(params, half) for half in halves]

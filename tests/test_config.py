@@ -4,10 +4,14 @@ import dataclasses
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from llm import config
+from llm import config, models
 from llm.errors import InputError
+from llm.training.optimizer import schedule
 from tests.helpers import ROOT
 
 FOUND = sorted(p for p in (ROOT / "experiments").rglob("*.py") if "def get_config" in p.read_text())
@@ -69,6 +73,8 @@ def test_overrides_take_the_type_of_the_field(path, text, value):
         ("mesh.fsdp", "-1", "only one axis may be -1"),
         ("seed", "4294967296", "seed=4294967296"),
         ("generation.top_p", "1.5", "generation.top_p=1.5"),
+        ("training.z_loss", "-1e-4", "training.z_loss=-0.0001: must be at least 0"),
+        ("training.z_loss", "nan", "training.z_loss=nan: expected a number"),
     ],
 )
 def test_wrong_overrides_say_what_is_wrong(path, text, message):
@@ -118,6 +124,18 @@ def test_every_experiment_resolves_and_comes_back_equal(path, variant, tmp_path)
     again = config.read(tmp_path / "config.json")
     assert again == experiment and hash(again) == hash(experiment)
     assert config.differences(experiment, again) == []
+    check_schedule(experiment)
+
+
+def check_schedule(experiment):
+    """The rate rises to its peak over the warm-up, ends no run there, and never rises again."""
+    spec, steps = experiment.optimizer, experiment.training.steps
+    rate = schedule(spec, steps)
+    every = np.unique(np.linspace(0, steps, 400, dtype=int).tolist() + [spec.warmup_steps])
+    rates = np.asarray(jax.vmap(rate)(jnp.asarray(every, jnp.int32)), np.float64) / spec.learning_rate
+    peak = int(np.flatnonzero(every == spec.warmup_steps)[0])
+    assert rates[0] == (0 if peak else 1) and abs(rates[peak] - 1) < 1e-6 and spec.warmup_steps < steps
+    assert (np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak:]) <= 1e-6).all()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -128,6 +146,20 @@ def test_every_experiment_says_how_to_run_it(path):
     for word in ("Hardware:", "Time:", "Score:"):
         assert word in text, word
     assert name in (ROOT / "experiments" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("size, rate, steps", [("base", 6.9877e-4, 100_000), ("big", 4.9411e-4, 300_000)])
+def test_the_transformer_is_trained_as_published(size, rate, steps):
+    """Vaswani et al. 2017, sections 5.2 to 5.4; the rates are those of equation 3 at update 4,000."""
+    found = config.resolve(config.load(f"experiments/published.py:encdec/{size}"))
+    adam, training = found.optimizer, found.training
+    assert (adam.name, adam.b1, adam.b2, adam.epsilon, adam.weight_decay) == ("adamw", 0.9, 0.98, 1e-9, 0.0)
+    assert (adam.schedule, adam.warmup_steps, adam.clip_norm) == ("inverse_sqrt", 4000, None)
+    assert adam.learning_rate == pytest.approx(rate, rel=1e-4)
+    assert (training.label_smoothing, training.steps) == (0.1, steps)
+    model = found.model
+    assert isinstance(model, models.EncDecSpec) and not model.pre_norm and model.position == "sinusoid"
+    assert config.resolve(config.load("experiments/published.py:t5/base")).training.label_smoothing == 0.0
 
 
 def test_differences_name_the_fields():
@@ -158,6 +190,15 @@ def test_a_field_younger_than_a_run_is_at_its_default(tmp_path):
     del values["model"]["width_base"]  # off by default: of a model's fields, these alone may be missing
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert config.read(tmp_path / "config.json") == resolved()
+
+
+@pytest.mark.parametrize("old, new", [(False, ""), (True, "all")])
+def test_rematerialisation_that_was_true_or_false_is_read(old, new, tmp_path):
+    config.save(resolved(), tmp_path / "config.json")
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["model"]["remat"] = old
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert config.read(tmp_path / "config.json") == resolved(("model.remat", new))
 
 
 def test_specs_are_frozen():

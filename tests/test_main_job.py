@@ -14,7 +14,7 @@ def test_a_runs_folder_holds_what_the_readme_says(finished_run):
     names = {p.name for p in finished_run.iterdir()}
     assert names == {
         "config.json", "tokenizer.json", "data", "checkpoints", "metrics.jsonl", "tensorboard", "summary.json",
-        "curves.png",
+        "curves.png", "validation.jsonl",
     }  # fmt: skip
     assert (finished_run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((finished_run / "tensorboard").glob("events*"))
@@ -63,16 +63,24 @@ def scores(finished_run, batch_size):
     evaluation = json.loads((finished_run / "evaluation.json").read_text())
     (finished_run / "evaluation.json").unlink()
     assert f"{evaluation['validation']['bits_per_byte']:.5f}" in result.stdout
+    low, high = evaluation["validation"]["perplexity_interval"]
+    assert f"({low:.3f} to {high:.3f})" in result.stdout
     return evaluation["validation"]
 
 
 def test_evaluation_is_the_same_for_any_batch_size(finished_run):
     summary = json.loads((finished_run / "summary.json").read_text())["validation"]
+    records = [json.loads(line) for line in (finished_run / "validation.jsonl").read_text().splitlines()]
     for batch_size in (1, 7, 500):
         found = scores(finished_run, batch_size)
         assert found["tokens"] == summary["tokens"]
         np.testing.assert_allclose(found["loss"], summary["loss"], rtol=1e-6)
         np.testing.assert_allclose(found["bits_per_byte"], summary["bits_per_byte"], rtol=1e-6)
+        # A row has a line, in order; the rows that fill up a batch have none.
+        again = [json.loads(line) for line in (finished_run / "validation.jsonl").read_text().splitlines()]
+        assert [(r["example"], r["tokens"]) for r in again] == [(n, r["tokens"]) for n, r in enumerate(records)]
+        np.testing.assert_allclose([r["loss"] for r in again], [r["loss"] for r in records], atol=2e-5)
+        assert sum(r["tokens"] for r in again) == summary["tokens"]
 
 
 @pytest.mark.parametrize("flags", [["--temperature=0"], ["--temperature=0.9", "--top-k=20", "--top-p=0.9", "--seed=3"]])

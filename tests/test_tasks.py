@@ -77,6 +77,12 @@ def test_pre_training_reports_both_losses(pretrained):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "next_sentence", "next_sentence_accuracy"} <= set(rows[-1])
     assert any("validation.loss" in row for row in rows)
+    found, numbers = records(folder), summary["validation"]
+    assert sum(record["tokens"] for record in found) == numbers["tokens"]
+    mean = sum(record["loss"] * record["tokens"] for record in found) / numbers["tokens"]
+    np.testing.assert_allclose(mean, numbers["loss"], rtol=1e-5)
+    low, high = numbers["perplexity_interval"]
+    assert low < numbers["perplexity"] < high and f"({low:.3f} to {high:.3f})" in printed
     assert "perplexity" in printed and "bits per byte" not in printed
 
 
@@ -138,15 +144,18 @@ def test_classifiers_learn(variant, data, tmp_path):
     assert (last["compiles"], last["surplus_compiles"]) == (1 + bool(buckets), 0)
 
 
-def test_answers_and_pairs_are_scored(data, tmp_path):
-    summary, printed = run("answers", data, tmp_path / "answers")
+def test_answers_and_pairs_are_learned_from_a_pre_trained_encoder_and_scored(pretrained, data, tmp_path):
+    start = (f"training.start_from={pretrained[0]}", f"tokenizer.path={pretrained[0]}/tokenizer.json")
+    summary, printed = run("answers", data, tmp_path / "answers", *start)
+    assert f"starting from {pretrained[0]}, step 12" in printed and "new are span" in printed
     assert {"exact_match", "f1", "loss"} <= set(summary["validation"]) and "exact match" in printed
     found = records(tmp_path / "answers")
     assert len(found) == summary["validation"]["examples"]
     # The right answers, as the tokenizer writes them, are those of the data.
     rights = {example(n)["answer"]["text"] for n in range(80)}
     assert {record["answer"] for record in found} <= rights
-    summary, printed = run("pairs", data, tmp_path / "pairs")
+    summary, printed = run("pairs", data, tmp_path / "pairs", *start)
+    assert f"starting from {pretrained[0]}, step 12" in printed
     assert summary["validation"]["recall_at_1"] <= summary["validation"]["recall_at_20"] == 1.0
     assert "recall at 1" in printed
 
@@ -197,6 +206,9 @@ REFUSALS = [
     ("stream", ["training.microbatches=2"], ["training.microbatches=2", "model.carry=True"]),
     ("stream", ["model.carry=false", "model.bidirectional=true"], ["model.bidirectional=True", "set it to False"]),
     ("pairs", ["training.microbatches=2"], ["compares all rows"]),
+    ("pairs", ["training.z_loss=1e-4"], ["training.z_loss=0.0001", "set 0"]),
+    ("pairs", ["training.label_smoothing=0.1"], ["training.label_smoothing=0.1", "set 0"]),
+    ("answers", ["training.label_smoothing=0.1"], ["training.label_smoothing=0.1", "set 0"]),
     ("fine_tune", ["model.heads=3"], ["model.heads=3 does not divide model.width=16"]),
     ("fine_tune", ["model.context=16"], ["data.row_length=32 is longer than model.context=16"]),
     ("fine_tune", ["model.bag_pairs=8"], ["pairs need a bag above 0"]),
@@ -206,13 +218,30 @@ REFUSALS = [
     ("translate", ["model.position=learned"], ["learned positions need a context"]),
     ("t5", ["model.buckets=5"], ["model.buckets=5"]),
     ("translate", ["optimizer.warmup_steps=0"], ["optimizer.warmup_steps must be at least 1"]),
+    ("classifier", ["model.heads=3"], ["model.heads=3 does not divide model.width=16"]),
+    ("translate", ["model.heads=3"], ["model.heads=3 does not divide model.width=16"]),
+    ("t5", ["model.heads=3"], ["model.heads=3 does not divide model.width=16; set model.head_width"]),
+    ("classifier", ["model.context=16"], ["data.row_length=32 is longer than model.context=16"]),
+    (
+        "translate",
+        ["model.position=learned", "model.context=16"],
+        ["data.row_length=64 is longer than model.context=16"],
+    ),
+    (
+        "tests/tiny.py",
+        ["model.position=learned", "data.row_length=99"],
+        ["data.row_length=99 is longer than model.context="],
+    ),
+    ("answers", ["model.types=1"], ["model.types=1: data.fields=('question', 'text') needs 2"]),
+    ("experiments/published.py:bert/bse", [], ["unknown preset 'bse' of bert; there are 'base' (nearest)"]),
+    ("experiments/published.py:encdec/bigger", [], ["unknown preset 'bigger' of encdec; there are 'big' (nearest)"]),
 ]
 
 
 def test_settings_that_do_not_fit_are_refused_before_anything_is_read(tmp_path):
     for variant, overrides, parts in REFUSALS:
         with pytest.raises(InputError) as refused:
-            loaded = config.load(f"tests/tasks.py:{variant}")
+            loaded = config.load(variant if "/" in variant else f"tests/tasks.py:{variant}")
             config.resolve(config.override(loaded, [tuple(o.split("=", 1)) for o in overrides]))
         for part in parts:
             assert part in str(refused.value), (variant, overrides, str(refused.value))

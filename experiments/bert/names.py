@@ -13,7 +13,8 @@ Score:     31.8 % exact match by one seed (27.7 to 35.8), of 494 questions: no b
 
 So much is learned from 3,169 questions: what a name is, not yet who is meant. Longer runs learn the questions by heart:
 of --config.training.steps=1000 --config.model.dropout=0.1, 800 steps had 0.007 nats on them and 5.7 on the others.
-`pretrained` was not measured.
+With the names of each question dealt out eight times over it knew 32.4 % after 350 steps and 33.6 % after 1,200: the
+rest of the words tells a question from another. `pretrained` was not measured.
 """
 
 from typing import Any
@@ -35,7 +36,7 @@ FINE_TUNING: dict[str, Any] = {
 
 def get_config(variant: str = "") -> Config:
     """The full run; `pretrained`, the encoder of experiments/bert/pretrain.py fine-tuned; or `smoke`."""
-    config = small_bert(1200)
+    config = small_bert(300)
     config.data.train = "austen_names/train"
     config.data.validation = "austen_names/test"
     config.data.fields = ("question", "text")
@@ -48,7 +49,7 @@ def get_config(variant: str = "") -> Config:
     config.objective.kind = "span_qa"
 
     config.model.context = 192
-    config.model.dropout = 0.1
+    config.model.dropout = 0.3
 
     config.training.batch_size = 32
     config.evaluation.batch_size = 64

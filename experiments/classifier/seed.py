@@ -2,7 +2,8 @@
 
 Command:   python -m experiments.classifier.seed --workdir=runs/worked-program
 Hardware:  two CPU cores
-Time:      3 min 32 s beside other work, 2 min 33 s of processor time; --smoke 47 s, nearly all of it compiling
+Time:      3 min 32 s beside other work, 2 min 33 s of processor time; --smoke 47 s, nearly all of it compiling;
+           15,281,162 parameters
 Result:    all 32 texts right after 7 epochs; after 10 the loss is 0.007 with dropout and 0.0005 without
 
 A text is 100 random ids out of 1,000 and its class one of ten, random too: there is nothing to learn but the rows

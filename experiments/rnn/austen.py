@@ -4,7 +4,8 @@ As large as the GPT of experiments/quickstart.py, on the same text.
 
 Command:   python -m llm.train --config=experiments/rnn/austen.py --workdir=runs/rnn-austen
 Hardware:  two CPU cores
-Time:      15 min 25 s on one slow core, 14 min 42 s of it training; the GPT takes 15 min 2 s of training there
+Time:      15 min 25 s on one slow core, 14 min 42 s of it training; the GPT takes 15 min 2 s of training there;
+           1,298,304 parameters
 Score:     1.898 bits per byte on Persuasion (validation loss 4.68 nats a token), the GPT's being 1.685; one seed
 """
 

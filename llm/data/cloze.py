@@ -2,11 +2,10 @@
 
 After the children's book test (Hill et al. 2015): what is asked can be answered by reading, and any text with names
 gives thousands of questions, each with its answer's place. The names are dealt out anew for each question (Hermann et
-al. 2015), so that nothing that is known of them helps; of questions to learn from, several times.
+al. 2015), so that nothing that is known of them helps.
 """
 
 import collections
-import itertools
 import lzma
 import pathlib
 import random
@@ -18,7 +17,6 @@ from llm.data.packages import Part
 BLANK = "_"  # stands in a question for the name
 NAMES = [f"N{number}" for number in range(10, 60)]  # what stands for the others, all of one length
 HELD_OUT = "persuasion"
-DEALS = 8  # times that the names of a question to learn from are dealt out: its answer cannot be learned by heart
 CONTEXT_WORDS = 80  # of the text before the sentence, at most, in whole sentences
 QUESTION_WORDS = range(5, 61)
 SEEN = 10  # a word is a name if it stands so often inside sentences with a capital, and nine times of ten with one
@@ -35,19 +33,14 @@ def novels(folder: pathlib.Path) -> Iterator[Part]:
     """
     for path in sorted(folder.glob("*.txt.xz")):
         name = path.name.removesuffix(".txt.xz")
-        part, deals = ("test", 1) if name == HELD_OUT else ("train", DEALS)
-        for number, record in enumerate(questions(lzma.decompress(path.read_bytes()).decode("utf-8"), deals)):
-            yield part, {"id": f"{name}:{number}", "source": name, **record}
+        for number, record in enumerate(questions(lzma.decompress(path.read_bytes()).decode("utf-8"))):
+            yield "test" if name == HELD_OUT else "train", {"id": f"{name}:{number}", "source": name, **record}
 
 
-def questions(text: str, deals: int = 1) -> Iterator[dict]:
+def questions(text: str) -> Iterator[dict]:
     """question, text and answer, {"text", "start"}: one for every name in a sentence that the text before it has too.
 
     At least two different names stand in the text before. The answer's place, in characters, is where it stands last.
-
-    Args:
-        text: a novel.
-        deals: times that each is asked, every time with other names.
     """
     text = text.replace(BLANK, "")  # which novels _emphasise_ by
     mention = mentions(text)
@@ -67,9 +60,8 @@ def questions(text: str, deals: int = 1) -> Iterator[dict]:
             continue
         named = {found[0] for found in mention.finditer(sentence)}
         everyone = sorted(named | known)
-        for (place, asked), deal in itertools.product(enumerate(sorted(named & known)), range(deals)):
-            seed = f"{number} {place} {deal}" if deal else f"{number} {place}"
-            dealt = dict(zip(everyone, random.Random(seed).sample(NAMES, len(everyone))))
+        for place, asked in enumerate(sorted(named & known)):
+            dealt = dict(zip(everyone, random.Random(f"{number} {place}").sample(NAMES, len(everyone))))
             hidden, question = (mention.sub(lambda f, d=dealt: d[f[0]], part) for part in (context, sentence))
             answer = dealt[asked]
             yield {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llm.errors import InputError
-from llm.evaluation.bootstrap import mean_interval
+from llm.evaluation.bootstrap import interval, mean_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ClassificationScores:
     Attributes:
         accuracy_interval: 95% bootstrap interval over the examples.
         macro: mean over the classes, each counts the same.
+        macro_f1_interval: as `accuracy_interval`; a class that a resample lacks is like one that occurs nowhere.
         micro: over all decisions; with one label an example all three equal the accuracy.
         weighted: mean over the classes, each counts as often as it is a label. Its recall is the accuracy.
         confusion: counts, `confusion[label][prediction]`.
@@ -49,6 +50,7 @@ class ClassificationScores:
     accuracy: float
     accuracy_interval: tuple[float, float]
     macro: Average
+    macro_f1_interval: tuple[float, float]
     micro: Average
     weighted: Average
     per_class: dict[str, ClassScore]
@@ -115,8 +117,19 @@ def classification_scores(
 
     scores_3C = np.full((3, len(classes)), np.nan if absent is None else float(absent))
     scores_3C[:, present] = averaged(None)[:3]
-    pairs = np.bincount(truth_E * len(classes) + guess_E, minlength=len(classes) ** 2)
-    confusion_CC = pairs.reshape(len(classes), len(classes))
+    # Sorted, so that the order of the examples does not matter to the resamples.
+    pairs_E = np.sort(truth_E * len(classes) + guess_E)
+
+    def confusion_of(pairs_E: np.ndarray) -> np.ndarray:
+        return np.bincount(pairs_E, minlength=len(classes) ** 2).reshape(len(classes), len(classes))
+
+    def macro_f1(drawn_E: np.ndarray) -> float:
+        counts_CC = confusion_of(pairs_E[drawn_E])
+        seen_C = counts_CC.sum(0) + counts_CC.sum(1)
+        f1_C = 2 * np.diag(counts_CC) / np.maximum(seen_C, 1)
+        return float(f1_C[seen_C > 0].mean() if absent is None else np.where(seen_C > 0, f1_C, absent).mean())
+
+    confusion_CC = confusion_of(pairs_E)
     per_class = {}
     for index, name in enumerate(classes):
         precision, recall, f1 = scores_3C[:, index].tolist() if index in present else (None, None, None)
@@ -127,6 +140,7 @@ def classification_scores(
         accuracy=float(correct_E.mean()),
         accuracy_interval=mean_interval(correct_E, resamples=resamples, seed=seed),
         macro=Average(*np.nanmean(scores_3C, axis=1).tolist()),
+        macro_f1_interval=interval(macro_f1, len(truth_E), resamples=resamples, seed=seed),
         micro=Average(*map(float, averaged("micro")[:3])),
         weighted=Average(*map(float, averaged("weighted")[:3])),
         per_class=per_class,

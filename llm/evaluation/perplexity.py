@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from llm.data import Dataset, Mixture, sequential
+from llm.evaluation.bootstrap import interval
 from llm.models import Model
 from llm.sharding import batch_shards, hosts
 from llm.training import losses
@@ -21,11 +22,13 @@ class Perplexity:
     Attributes:
         loss: mean cross-entropy in nats a token.
         perplexity: exp(loss). Depends on the tokenizer.
+        perplexity_interval: 95% bootstrap interval over the rows.
         bits_per_byte: all bits over all bytes of text. Does not depend on the tokenizer.
     """
 
     loss: float
     perplexity: float
+    perplexity_interval: tuple[float, float]
     bits_per_byte: float
     tokens: int
     bytes: int
@@ -50,7 +53,7 @@ def batches(
         left -= batch_size
 
 
-def perplexity(
+def row_sums(
     row_losses: Callable,
     params,
     dataset: Dataset | Mixture,
@@ -58,31 +61,53 @@ def perplexity(
     mesh: jax.sharding.Mesh,
     limit: int | None = None,
     progress: Callable[[int], object] = lambda rows: None,
-) -> Perplexity:
-    """Scores every row once, or `limit` rows evenly spaced.
+) -> tuple[np.ndarray, np.ndarray]:
+    """(nats_E, weights_E), float64: the summed loss of every row once, in order, or of `limit` rows evenly spaced.
 
-    Rows are summed in float64 on the host, and rows that fill up the last batch weigh nothing: the batch size changes
-    the result by no more than the rounding of one row's float32 sum.
+    Rows that fill up the last batch are left out: the batch size changes the result by no more than the rounding of one
+    row's float32 sum.
 
     Args:
         row_losses: from `compile_row_losses`.
         batch_size: rows at a time.
         progress: told the number of rows of each finished batch.
     """
-    nats, tokens = 0.0, 0.0
+    found = []
     for batch, real in batches(dataset, batch_size, mesh, limit):
-        row_nats, row_weights = hosts.fetch(row_losses(params, put_batch(mesh, batch)))
-        nats += float(np.sum(row_nats, dtype=np.float64))
-        tokens += float(np.sum(row_weights, dtype=np.float64))
+        sums = hosts.fetch(row_losses(params, put_batch(mesh, batch)))
+        found.append(np.stack([np.asarray(x, np.float64)[:real] for x in sums]))
         progress(real)
-    loss = nats / max(tokens, 1.0)
-    # A part of the rows stands for its share of the text; all rows stand for all of it.
-    share = 1.0 if limit is None else tokens / float(dataset.tokens)
-    text_bytes = dataset.text_bytes * share
+    nats_E, weights_E = np.concatenate(found, axis=1)
+    return nats_E, weights_E
+
+
+def mean_loss(nats_E: np.ndarray, weights_E: np.ndarray) -> float:
+    """Nats a token over rows; 0 where nothing counts."""
+    return float(nats_E.sum() / max(weights_E.sum(), 1.0))
+
+
+def perplexity(nats_E: np.ndarray, weights_E: np.ndarray, text_bytes: int) -> Perplexity:
+    """The scores of all rows, whose sums `row_sums` has, that encode so many bytes of text."""
+
+    def of(loss: float) -> float:
+        return math.exp(min(loss, 700.0))
+
+    loss = mean_loss(nats_E, weights_E)
+    low, high = interval(lambda drawn_E: mean_loss(nats_E[drawn_E], weights_E[drawn_E]), len(nats_E))
     return Perplexity(
         loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        bits_per_byte=nats / math.log(2) / text_bytes,
-        tokens=round(tokens),
-        bytes=round(text_bytes),
+        perplexity=of(loss),
+        perplexity_interval=(of(low), of(high)),
+        bits_per_byte=float(nats_E.sum()) / math.log(2) / text_bytes,
+        tokens=round(weights_E.sum()),
+        bytes=text_bytes,
     )
+
+
+def records(nats_E: np.ndarray, weights_E: np.ndarray) -> list[dict[str, float]]:
+    """Of each row its number, how many of its tokens count, and their mean loss in nats, 0 where none does."""
+    means_E = nats_E / np.maximum(weights_E, 1.0)
+    return [
+        {"example": number, "loss": round(loss, 6), "tokens": round(tokens)}
+        for number, (loss, tokens) in enumerate(zip(means_E.tolist(), weights_E.tolist()))
+    ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.generation import SamplingSpec, generate
+from llm.generation import GenerationSpec, SamplingSpec, generate
 from llm.models import WRITING, Model
 from llm.training import losses
 
@@ -44,7 +44,13 @@ class Texts:
 
 
 def probe(
-    model: Model, params: Any, kind: str, texts: Texts, vocab_size: int, decode: Callable[[Sequence[int]], str]
+    model: Model,
+    params: Any,
+    kind: str,
+    texts: Texts,
+    generation: GenerationSpec,
+    vocab_size: int,
+    decode: Callable[[Sequence[int]], str],
 ) -> list[tuple[str, str]]:
     """(name, value) rows to print.
 
@@ -52,11 +58,12 @@ def probe(
         model, params: of the run.
         kind: its objective.
         texts: what it reads; those beyond its context are cut.
+        generation: what is never written, and what ends a text.
         vocab_size: ids that the tokenizer knows.
         decode: ids -> text.
     """
     if kind in WRITING:
-        return _writing(model, params, texts, vocab_size, decode)
+        return _writing(model, params, texts, generation, vocab_size, decode)
     row = [i for i in (texts.cls, *texts.paragraph[: (model.spec.context or 512) - 2], texts.sep) if i is not None]
     if kind == "masked" and texts.mask is not None:
         return _masked(model, params, texts.mask, row, vocab_size, decode)
@@ -65,7 +72,7 @@ def probe(
     return [("tokens/s", f"{len(row) / seconds:,.0f} reading {len(row)}")]
 
 
-def _writing(model, params, texts: Texts, vocab_size: int, decode) -> list[tuple[str, str]]:
+def _writing(model, params, texts: Texts, generation: GenerationSpec, vocab_size: int, decode) -> list[tuple[str, str]]:
     context, new, asked = model.spec.context, 32, texts.prompt
     if context is not None:
         new = min(new, context // 2)
@@ -75,8 +82,8 @@ def _writing(model, params, texts: Texts, vocab_size: int, decode) -> list[tuple
 
     def write(tokens: int) -> list[int]:
         return generate(
-            model, params, [prompt], tokens, SamplingSpec(0.0), context=context, vocab_size=vocab_size,
-            end_of_text=texts.end_of_text, sources=source,
+            model, params, [prompt], tokens, generation.allowing(SamplingSpec(0.0)), context=context,
+            vocab_size=vocab_size, end_of_text=generation.all_ends(texts.end_of_text), sources=source,
         )[0]  # fmt: skip
 
     written, whole = _timed(lambda: write(new))

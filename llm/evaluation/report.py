@@ -30,14 +30,17 @@ def write_records(scores: Scores, workdir: pathlib.Path) -> list[pathlib.Path]:
 def rows(objective: str, numbers: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and values of the main scores, for people."""
 
+    # What finished before intervals were kept has none.
+    def between(interval, digits: int = 3) -> str:
+        return f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
+
     def percent(value, interval=None) -> str:
-        low_high = f" ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})" if interval else ""
-        return f"{100 * value:.2f}%{low_high}"
+        return f"{100 * value:.2f}%{between(interval and [100 * x for x in interval], 2)}"
 
     if objective == "classification":
         found = [
             ("accuracy", percent(numbers["accuracy"], numbers["accuracy_interval"])),
-            ("F1 macro", percent(numbers["macro"]["f1"])),
+            ("F1 macro", percent(numbers["macro"]["f1"], numbers.get("macro_f1_interval"))),
             ("F1 weighted", percent(numbers["weighted"]["f1"])),
             ("examples", f"{numbers['examples']:,}"),
         ]
@@ -67,7 +70,7 @@ def rows(objective: str, numbers: dict[str, Any]) -> list[tuple[str, str]]:
         found = [
             ("validation tokens", f"{numbers['tokens']:,}{bytes_}"),
             ("loss", f"{numbers['loss']:.5f} nats/token"),
-            ("perplexity", f"{numbers['perplexity']:.3f}"),
+            ("perplexity", f"{numbers['perplexity']:.3f}{between(numbers.get('perplexity_interval'))}"),
         ]
         if "bits_per_byte" in numbers:
             found.append(("bits per byte", f"{numbers['bits_per_byte']:.5f}"))

@@ -1,6 +1,7 @@
 """The scores of a run over its validation set: what they are depends on its objective.
 
-Every example counts once, whatever the batch size and the number of devices, and has a record of its own.
+Every example counts once, whatever the batch size and the number of devices, and has a record of its own; of what is
+scored by its loss alone an example is a row, and its record the row's loss and tokens.
 
     causal, continuation              loss, perplexity, bits per byte
     masked, prefix, span_corruption   loss, perplexity
@@ -92,7 +93,7 @@ class Scorer:
         if self._objective == "preference":
             found = self._preferred(params, limit, progress).numbers
             return {name: found[name] for name in ("loss", "accuracy", "margin")}
-        return {"loss": self._perplexity(params, limit, progress).loss}
+        return {"loss": perplexities.mean_loss(*self._row_sums(params, limit, progress))}
 
     def scores(self, params, progress: Progress = lambda rows: None) -> Scores:
         """All scores over all rows."""
@@ -103,7 +104,8 @@ class Scorer:
             return self._retrieval(params, progress)
         if kind == "preference":
             return self._preferred(params, None, progress)
-        found = dataclasses.asdict(self._perplexity(params, None, progress))
+        sums = self._row_sums(params, None, progress)
+        found = dataclasses.asdict(perplexities.perplexity(*sums, self._prepared.validation.text_bytes))
         if kind not in ("causal", "continuation"):
             # Only these two predict all of the text once.
             found = {name: value for name, value in found.items() if name not in ("bits_per_byte", "bytes")}
@@ -116,7 +118,7 @@ class Scorer:
         if kind == "span_qa":
             answers = self._answers(params)
             return Scores({"loss": found["loss"]} | answers.numbers, answers.records)
-        return Scores(found, [])
+        return Scores(found, perplexities.records(*sums))
 
     def logits(self, params, progress: Progress = lambda rows: None) -> tuple[np.ndarray, np.ndarray]:
         """(float64 log-probabilities_EC, labels_E) of every example of a classification."""
@@ -139,9 +141,9 @@ class Scorer:
         numbers = {"loss": float(_nats(logits_EC, labels_E).mean())} | dataclasses.asdict(found)
         return Scores(numbers, records, classes)
 
-    def _perplexity(self, params, limit: int | None, progress: Progress) -> perplexities.Perplexity:
+    def _row_sums(self, params, limit: int | None, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         batch_size = self._spec.batch_size
-        return perplexities.perplexity(
+        return perplexities.row_sums(
             self._rows, params, self._prepared.validation, batch_size, self._mesh, limit, progress
         )
 

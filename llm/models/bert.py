@@ -65,7 +65,7 @@ class BertSpec:
     attention: str = "auto"
     dtype: str = "float32"
     unroll: int = 1
-    remat: bool = False
+    remat: str = ""
 
     def __post_init__(self):
         checks.at_least_one(self, "vocab_size", "context", "types", "layers", "width", "heads", "ff_width", "classes",

@@ -5,12 +5,14 @@ from typing import Any
 from llm.attention import IMPLEMENTATIONS
 from llm.errors import InputError
 from llm.nn.mlp import ACTIVATIONS
+from llm.nn.remat import NAMES
 
 CHOICES = {
     "activation": tuple(ACTIVATIONS),
     "attention": ("auto", *IMPLEMENTATIONS),
     "dtype": ("float32", "bfloat16"),
     "norm": ("rms", "layer"),
+    "remat": NAMES,
 }
 
 

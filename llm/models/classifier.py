@@ -44,7 +44,7 @@ class ClassifierSpec:
     attention: str = "auto"
     dtype: str = "float32"
     unroll: int = 1
-    remat: bool = False
+    remat: str = ""
 
     def __post_init__(self):
         checks.at_least_one(self, "vocab_size", "context", "classes", "layers", "decoder_layers", "width", "heads",

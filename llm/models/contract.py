@@ -61,9 +61,10 @@ class Model(Protocol):
         """An empty cache for `batch` rows of at most `length` tokens, and sources of `source_length`.
 
         A call adds at most `chunk` tokens to a row, all `length` where it is None: the fewer, the less a layer with a
-        window has to keep. `lengths_B` counts the tokens of each row so far. The arrays of `layers` have the rows at
-        axis 1, all others at axis 0; a `KVCache` is taken back into the last call by smaller lengths alone. The first
-        call after it gives the source, later ones do not.
+        window has to keep. `lengths_B` counts the tokens of each row so far, without padding, which may stand before or
+        after those of a call. The arrays of `layers` have the rows at axis 1, all others at axis 0; a `KVCache` is
+        taken back into the last call by smaller lengths alone. The first call after it gives the source, later ones do
+        not.
         """
         ...
 

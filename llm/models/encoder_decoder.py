@@ -70,7 +70,7 @@ class Wiring:
     source_is_row: bool = False
     pooling: str = "mean"
     unroll: int = 1
-    remat: bool = False
+    remat: str = ""
     dtype: str = "float32"
 
     @classmethod

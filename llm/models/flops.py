@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from llm.models.contract import Model
+
 
 def products(params, looked_up: Sequence[str], share: Mapping[str, float] = {}) -> float:
     """2 a parameter that a token is multiplied with.
@@ -25,3 +27,12 @@ def products(params, looked_up: Sequence[str], share: Mapping[str, float] = {}) 
 def attention(layers: int, heads: int, head_width: int, length: int) -> float:
     """Attention's two products, counted whole whatever is masked: 4 N H S a layer and token."""
     return 4.0 * layers * heads * head_width * length
+
+
+def repeated(model: Model, params, length: int) -> float:
+    """Operations a token of a train step, in rows of `length`, that `model.remat` computes again: a whole forward pass,
+    or where the results of products are kept attention alone (`llm.nn.remat`).
+    """
+    forward = model.flops_per_token(params, length)
+    attention = forward - model.flops_per_token(params, 0)
+    return {"": 0.0, "all": forward, "dots": attention, "dots_no_batch": attention}[model.spec.remat]

@@ -92,7 +92,7 @@ class GPTSpec:
     attention: str = "auto"
     dtype: str = "float32"
     unroll: int = 1
-    remat: bool = False
+    remat: str = ""
 
     def __post_init__(self):
         checks.at_least_one(self, "vocab_size", "context", "layers", "width", "heads", "kv_heads", "head_width",

@@ -16,6 +16,7 @@ from llm.nn.embed import Embed
 from llm.nn.pool import POOLINGS, ClassHead, pool
 from llm.nn.projection import Projection
 from llm.nn.recurrent import CELLS, Recurrent
+from llm.nn.remat import rematerialised
 from llm.sharding import constrain
 
 
@@ -39,7 +40,7 @@ class RNNSpec:
         dropout: of every layer's input and of the output, one mask a row for all times.
         recurrent_dropout: of the state that the recurrent map reads, likewise.
         dtype: compute dtype of all products but the recurrent one; states are float32.
-        unroll, remat: layers that one round of the loop over them holds, and whether their activations are recomputed.
+        unroll, remat: layers that one round of the loop over them holds, and as in `llm.nn.remat`.
     """
 
     vocab_size: int | None = None
@@ -57,7 +58,7 @@ class RNNSpec:
     recurrent_dropout: float = 0.0
     dtype: str = "float32"
     unroll: int = 1
-    remat: bool = False
+    remat: str = ""
 
     def __post_init__(self):
         checks.at_least_one(self, "vocab_size", "layers", "width", "classes", "unroll")
@@ -143,13 +144,15 @@ class RNN(nn.Module):
         state = self.init_cache(B, 0) if cache is None else cache
         begins_B = jnp.zeros((B,), bool) if "continues" not in batch else batch["continues"] == 0
         start_BT = jnp.concatenate([begins_B[:, None], segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1)
-        start_BT &= real_BT  # padding keeps the state of what it ends
+        # The row's first token, which padding may stand before, goes on from the state.
+        first_BT = jnp.cumsum(real_BT, axis=1, dtype=jnp.int32) == 1
+        start_BT = jnp.where(first_BT, begins_B[:, None], start_BT) & real_BT  # padding keeps the state of what it ends
         x_BTD = constrain(self.embed(tokens_BT), "batch", "length", "activation")
         settings = dict(
             cell=s.cell, width=s.width, reverse_too=s.bidirectional, dropout=s.dropout,
             recurrent_dropout=s.recurrent_dropout, train=train, dtype=jnp.dtype(s.dtype),
         )  # fmt: skip
-        body = nn.remat(_Layer, prevent_cse=False) if s.remat else _Layer
+        body = rematerialised(_Layer, s.remat)
         scanned: Any = nn.scan(
             body,
             variable_axes={"params": 0, "intermediates": 0},

@@ -16,18 +16,20 @@ def segments_of(batch: dict, key: str = "tokens") -> jax.Array:
 
 
 def positions_of(batch: dict, key: str = "tokens") -> jax.Array:
-    """batch["positions"], or 0, 1, ..."""
-    name = key.replace("tokens", "positions")
-    if name in batch:
-        return batch[name]
+    """batch["positions"], or 0, 1, ... of what is real: padding may stand on either side of a row."""
+    positions, segments = (key.replace("tokens", name) for name in ("positions", "segments"))
+    if positions in batch:
+        return batch[positions]
+    if segments in batch:
+        return jnp.maximum(jnp.cumsum(batch[segments] != 0, axis=1, dtype=jnp.int32) - 1, 0)
     return jnp.broadcast_to(jnp.arange(batch[key].shape[1], dtype=jnp.int32), batch[key].shape)
 
 
 def causal_rows(batch: dict, cache: KVCache | None) -> tuple[jax.Array, Mask, KVCache | None]:
     """(positions_BT, the mask of rows that see no later token, the cache with its lengths advanced).
 
-    With a cache, batch["segments"] says which tokens are real: padding (0) stands at the end of a row, is not counted
-    in the row's length, and is not kept. A layer whose keys do not lie in order says where they are.
+    With a cache, batch["segments"] says which tokens are real: padding (0), on either side of them, is not counted in
+    the row's length, and is not kept. A layer whose keys do not lie in order says where they are.
 
     Raises:
         ValueError: more tokens than the cache takes at once.
@@ -45,8 +47,14 @@ def causal_rows(batch: dict, cache: KVCache | None) -> tuple[jax.Array, Mask, KV
     T = batch["tokens"].shape[1]
     if T > cache.chunk:
         raise ValueError(f"the cache takes {cache.chunk} tokens of a row at once, got {T}: feed them in pieces")
-    positions_BT = cache.lengths_B[:, None] + jnp.arange(T, dtype=jnp.int32)
-    real_B = T if segments_BT is None else (segments_BT != 0).sum(-1, dtype=jnp.int32)
-    cache = dataclasses.replace(cache, lengths_B=cache.lengths_B + real_B)
+    before_B1 = cache.lengths_B[:, None]
+    if segments_BT is None:
+        positions_BT, after_B = before_B1 + jnp.arange(T, dtype=jnp.int32), cache.lengths_B + T
+    else:
+        counted_BT = jnp.cumsum(segments_BT != 0, axis=1, dtype=jnp.int32)
+        after_B = cache.lengths_B + counted_BT[:, -1]
+        # Padding lies at the row's new length, where nothing is kept.
+        positions_BT = jnp.where(segments_BT != 0, before_B1 + counted_BT - 1, after_B[:, None])
+    cache = dataclasses.replace(cache, lengths_B=after_B)
     mask = Mask(causal=True, q_positions_BT=positions_BT, kv_lengths_B=cache.lengths_B)
     return positions_BT, mask, cache

@@ -41,7 +41,7 @@ class T5Spec:
     attention: str = "auto"
     dtype: str = "float32"
     unroll: int = 1
-    remat: bool = False
+    remat: str = ""
 
     def __post_init__(self):
         checks.at_least_one(self, "vocab_size", "layers", "decoder_layers", "width", "heads", "head_width", "ff_width",

@@ -17,7 +17,7 @@ def pool(hidden_BTD: jax.Array, real_BT: jax.Array, kind: str) -> jax.Array:
 
     Args:
         hidden_BTD: hidden states.
-        real_BT: bool, False at padding, which stands at the end of a row.
+        real_BT: bool, False at padding, on either side of a row.
         kind: "mean", "max", the "first" or the "last" place.
     """
     any_B1 = real_BT.any(-1, keepdims=True)
@@ -27,7 +27,7 @@ def pool(hidden_BTD: jax.Array, real_BT: jax.Array, kind: str) -> jax.Array:
     if kind == "max":
         lowest = jnp.finfo(hidden_BTD.dtype).min
         return jnp.where(any_B1, jnp.where(real_BT[..., None], hidden_BTD, lowest).max(1), 0)
-    place_B = jnp.zeros(real_BT.shape[0], jnp.int32) if kind == "first" else jnp.maximum(real_BT.sum(-1) - 1, 0)
+    place_B = real_BT.argmax(-1) if kind == "first" else real_BT.shape[1] - 1 - real_BT[:, ::-1].argmax(-1)
     return jnp.where(any_B1, hidden_BTD[jnp.arange(hidden_BTD.shape[0]), place_B], 0)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from llm.attention.target import target
 from llm.nn.block import Block, BlockSettings, Surroundings
+from llm.nn.remat import rematerialised
 
 
 class Stack(nn.Module):
@@ -21,14 +22,14 @@ class Stack(nn.Module):
             rounds; layer i is entry i // p of `block_{i % p}`. One window for all gives one tree, `layers`.
         unroll: rounds of the pattern that one round of the loop holds. All of them gives the compiler a straight
             program, faster on CPU; 1 compiles fastest.
-        remat: recompute a block's activations in the backward pass instead of keeping them.
+        remat: what a block computes again in the backward pass (`llm.nn.remat`).
     """
 
     settings: BlockSettings
     layers: int
     train: bool
     unroll: int = 1
-    remat: bool = False
+    remat: str = ""
     windows: tuple[int | None, ...] = (None,)
     dtype: Any = jnp.float32
 
@@ -37,7 +38,7 @@ class Stack(nn.Module):
         """Returns (x_BTD, cache, aux): as `llm.nn.cache.KVCache.layers`, and the sums of the layers' extra losses."""
         pattern = len(self.windows)
         rounds = self.layers // pattern
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = rematerialised(Block, self.remat)
         settings = [
             dataclasses.replace(self.settings, attention=dataclasses.replace(self.settings.attention, window=window))
             for window in self.windows

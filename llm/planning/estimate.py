@@ -13,6 +13,7 @@ import numpy as np
 from llm import models
 from llm.config import Experiment
 from llm.devices import Device
+from llm.models import flops
 from llm.planning.batch import made_up_row, tokens_of
 from llm.planning.collectives import Collective
 from llm.planning.roofline import bandwidth
@@ -55,11 +56,12 @@ class _Size(NamedTuple):
     parameters: int
     tokens: int
     forward: float
+    repeated: float
     layers: int
     width: int
     ff_width: int
     item: int
-    remat: bool
+    remat: str
 
 
 def estimates(experiment: Experiment, devices: int, device: Device) -> list[Estimate]:
@@ -73,16 +75,18 @@ def estimates(experiment: Experiment, devices: int, device: Device) -> list[Esti
     boxed = recipe(model, experiment.training, experiment.optimizer, experiment.objective, experiment.seed).boxed()
     row = made_up_row(experiment, model.spec.vocab_size)
     tokens = experiment.training.batch_size * tokens_of(row)
+    params, length = nn.unbox(boxed.params), experiment.data.row_length
     decoder = getattr(spec, "decoder_layers", 0)
     size = _Size(
         parameters=state.count_parameters(boxed.params),
         tokens=tokens,
-        forward=tokens * model.flops_per_token(nn.unbox(boxed.params), experiment.data.row_length),
+        forward=tokens * model.flops_per_token(params, length),
+        repeated=tokens * flops.repeated(model, params, length),
         layers=spec.layers + (spec.layers if decoder is None else decoder),
         width=spec.width,
         ff_width=getattr(spec, "ff_width", None) or 4 * spec.width,
         item=jnp.dtype(spec.dtype).itemsize,
-        remat=getattr(spec, "remat", False),
+        remat=spec.remat,
     )
     found = []
     for mesh in _meshes(experiment, devices):
@@ -137,8 +141,12 @@ def _estimate(
     held = s.tokens / (devices / tensor)  # tokens of a device in a step: every other axis splits them
     # Of a layer: its norms and residuals, whole along "tensor", and what its products read, split.
     inside = 4 * s.width + (4 * s.width + 3 * s.ff_width) / tensor
-    kept = s.layers * (s.width if s.remat else inside) + inside
-    weights, passes = s.parameters * s.item / tensor, 3 if s.remat else 2
+    products = 3 * s.width + (3 * s.width + 2 * s.ff_width) / tensor  # the results, and what goes into the layer
+    a_layer = {"": inside, "all": s.width}.get(s.remat, products)
+    kept = s.layers * a_layer + inside
+    weights = s.parameters * s.item / tensor
+    # How often a step passes over the weights, and over keys and values: attention is repeated by every policy.
+    passes, attending = 3 if s.remat == "all" else 2, 3 if s.remat else 2
     operands = {
         # Weights are gathered in every pass over a layer; their gradients are scattered once.
         "fsdp": [
@@ -147,9 +155,9 @@ def _estimate(
         ],
         "data": [("all-reduce", weights / sizes["fsdp"])],
         # The two parts of a layer, forward and backward; of a repeated forward pass the last sum is not needed.
-        "tensor": [("all-reduce", (5 if s.remat else 4) * s.layers * held * s.width * s.item)],
+        "tensor": [("all-reduce", (5 if s.remat == "all" else 4) * s.layers * held * s.width * s.item)],
         # Keys and values.
-        "context": [("all-gather", passes * s.layers * held * 2 * s.width * s.item / tensor)],
+        "context": [("all-gather", attending * s.layers * held * 2 * s.width * s.item / tensor)],
     }
     places = np.arange(devices).reshape(tuple(sizes.values()))
 
@@ -159,13 +167,13 @@ def _estimate(
         return sum(one.sent / bandwidth(one, device) for one in sends)
 
     network = [seconds(axis) for axis in SPLIT]
-    forward = s.forward / (devices * device.flops)
+    peak = devices * device.flops
     return Estimate(
         mesh,
         known=known,
         activations=held / microbatches * kept * s.item,
-        arithmetic=(4 if s.remat else 3) * forward,
+        arithmetic=(3 * s.forward + s.repeated) / peak,
         network=max(network),
         sent=sum(network),
-        model=3 * forward,
+        model=3 * s.forward / peak,
     )

@@ -14,7 +14,7 @@ from llm.planning.traffic import moved
 Section = tuple[str, list[tuple[str, str]]]
 ASSUMED = (
     "FLOPs are 2 a parameter and token forward, attention whole whatever is masked, and twice that backward; remat "
-    "repeats the forward pass",
+    "repeats the forward pass, or attention alone where it keeps products",
     "bytes moved are operands and results of every step of the compiled program, a kernel's once each; loops as often "
     "as they run, both branches of a condition",
     "bytes sent are those of ring algorithms; all axes, arithmetic and memory overlap without a gap, which no program "

@@ -12,6 +12,7 @@ from llm import models, sharding
 from llm.attention.target import compiling_for
 from llm.config import Experiment
 from llm.errors import InputError, RunFailed
+from llm.models import flops
 from llm.planning.batch import abstract_batch, tokens_of
 from llm.planning.hlo import Instruction, Module, parse
 from llm.planning.topology import Topology
@@ -74,7 +75,7 @@ class Program(NamedTuple):
         state: bytes of a device that parameters and optimizer take.
         tokens: read by one step.
         flops: of one step, three times the model's forward pass (the backward pass counts as two).
-        executed: floating-point operations with the forward pass that rematerialisation repeats.
+        executed: floating-point operations with what rematerialisation repeats.
         counted: those that the compiler counts on one device, loops once; None where it does not.
         memory: of one device.
         module: the compiled text.
@@ -144,7 +145,8 @@ def compile_program(experiment: Experiment, topology: Topology) -> Program:
             raise _too_large(error, topology) from None
     module, stats, costs = parse(compiled.as_text()), compiled.memory_analysis(), compiled.cost_analysis()
     tokens = tokens_of(given.batch)
-    forward = given.made_of.model.flops_per_token(given.state.params, experiment.data.row_length) * tokens
+    model, params, length = given.made_of.model, given.state.params, experiment.data.row_length
+    forward = model.flops_per_token(params, length) * tokens
     return Program(
         topology=topology,
         mesh=dict(given.mesh.shape),
@@ -152,7 +154,7 @@ def compile_program(experiment: Experiment, topology: Topology) -> Program:
         state=held((given.state.params, given.state.opt_state)),
         tokens=tokens,
         flops=3 * forward,
-        executed=(4 if getattr(experiment.model, "remat", False) else 3) * forward,
+        executed=3 * forward + flops.repeated(model, params, length) * tokens,
         counted=None if costs is None else costs.get("flops"),
         memory=Memory(
             stats.argument_size_in_bytes,
@@ -179,7 +181,7 @@ def _too_large(error: RuntimeError, topology: Topology) -> Exception:
         return error
     says = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
     return DoesNotFit(
-        f"it does not fit on {topology.name}: {says} More devices, another mesh (--suggest), model.remat=True, "
+        f"it does not fit on {topology.name}: {says} More devices, another mesh (--suggest), model.remat=all, "
         "training.microbatches and training.loss_chunk need less"
     )
 

@@ -86,7 +86,7 @@ def ranked(experiment: Experiment, topology: Topology, count: int, say: Callable
     if not compiled:
         raise RunFailed(
             f"no mesh of {topology.name} fits into {device.memory / GIB:.1f} GiB a device; more devices, "
-            "model.remat=True, training.microbatches and training.loss_chunk need less"
+            "model.remat=all, training.microbatches and training.loss_chunk need less"
         )
     return sorted(compiled, key=lambda one: one.seconds) + rest
 

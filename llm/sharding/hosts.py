@@ -1,8 +1,8 @@
 """Several processes as one run: how they find each other, what they tell each other, and how they end together.
 
-A launcher that JAX knows (Slurm's srun, OpenMPI, a TPU pod slice or GKE) needs nothing; anything else sets
-JAX_COORDINATOR_ADDRESS=HOST:PORT (of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. A process by itself does nothing
-of what stands here.
+A launcher that JAX knows (Slurm's srun, OpenMPI, a TPU pod slice or GKE) needs nothing, MPICH and Intel MPI the address
+of process 0, JAX_COORDINATOR_ADDRESS=HOST:PORT; anything else sets JAX_NUM_PROCESSES and JAX_PROCESS_ID too. A process
+by itself does nothing of what stands here.
 
 Each process is given only the rows of a batch that its devices hold. Process 0 alone prints and writes, but for
 checkpoints, which all write; what it finds on the disk it tells the others, so that all decide alike. When one of them
@@ -66,6 +66,11 @@ def launched(environ) -> dict[str, Any] | None:
         raise InputError(
             f"this OpenMPI does not tell where process 0 is: give {ADDRESS}=HOST:PORT, mpirun -x {ADDRESS}"
         )
+    if int(environ.get("PMI_SIZE", 1)) > 1:
+        raise InputError(
+            f"this launcher (PMI_SIZE={environ['PMI_SIZE']}, as of MPICH and Intel MPI) does not tell where process 0 "
+            f"is: give {ADDRESS}=HOST:PORT, mpiexec -genv {ADDRESS} HOST:PORT"
+        )
     if (environ.get("JAX_PLATFORMS") or "tpu").startswith("tpu"):
         from jax._src import cloud_tpu_init
 
@@ -77,7 +82,10 @@ def launched(environ) -> dict[str, Any] | None:
 def _told(environ, given: list[str]) -> dict[str, Any] | None:
     """The arguments where some of our variables are given; a launcher's own stand in for number and id."""
     found: dict[str, int] = {}
-    launchers = {NUMBER: ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"), ID: ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID")}
+    launchers = {
+        NUMBER: ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
+        ID: ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
+    }
     for name, others in launchers.items():
         text = next((environ[one] for one in (name, *others) if environ.get(one)), None)
         if text is None:

@@ -46,7 +46,7 @@ def load(spec: TokenizerSpec) -> Tokenizer:
         raise InputError(f"tokenizer.path={spec.path}: there is no such file")
     try:
         made = _read(path, spec)
-        _beside(made, path)
+        _beside(made, path, spec)
         _add(made, spec, str(path))
         loaded = Tokenizer(training.to_text(made))
         return loaded.with_chat_template(spec.chat_template or loaded.chat_template)
@@ -179,7 +179,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _beside(made: dict[str, Any], path: pathlib.Path) -> None:
+def _beside(made: dict[str, Any], path: pathlib.Path, spec: TokenizerSpec) -> None:
     """Roles and chat template from the files beside a tokenizer; what its own file says stands first."""
     meta = dict(made["model"].get(META) or {})
     roles: dict[str, str] = {}
@@ -198,7 +198,11 @@ def _beside(made: dict[str, Any], path: pathlib.Path) -> None:
     jinja = path.with_name("chat_template.jinja")
     if jinja.is_file():
         meta.setdefault("chat_template", jinja.read_bytes().decode())
-    roles.update(meta.get("roles") or {})
+    # What it goes by anyway is left out: written with its files and read again, a tokenizer is the same to the bit.
+    own = meta.get("roles") or {}
+    marked = {*spec.special_tokens, *(t["content"] for t in made.get("added_tokens") or [] if t.get("special"))}
+    by_name = {role: next((name for name in special.NAMES[role] if name in marked), None) for role in roles}
+    roles = {**own, **{role: token for role, token in roles.items() if role not in own and token != by_name[role]}}
     if roles:
         meta["roles"] = roles
     if meta:

@@ -132,6 +132,7 @@ class Checkpoints:
         self._keep = Retention(keep) if isinstance(keep, int) else keep
         self._say = say
         self._faulty: set[int] = set()
+        self._told_of_casts = False
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._commit_under_way: concurrent.futures.Future | None = None
         # A failed save is raised by `wait`; its copies in the logs of orbax's threads would only bury that line.
@@ -251,11 +252,12 @@ class Checkpoints:
         return hosts.from_first(lambda: read_manifest(self._folder / str(step))["facts"])
 
     def restore(self, step: int, target: Any) -> Any:
-        """The state of a step, placed as `target` (shapes, dtypes, shardings) says.
+        """The state of a step, placed and cast as `target` (shapes, dtypes, shardings) says.
 
         Raises:
-            InputError: the saved arrays do not have the shapes of the target.
+            InputError: the saved arrays do not have the names and shapes of the target.
         """
+        self._check_fit(step, target, whole=True)
         try:
             return self._orbax.restore(self._folder / str(step) / "state", args=ocp.args.StandardRestore(target))
         except ValueError as error:
@@ -266,8 +268,9 @@ class Checkpoints:
         """A part of the state of a step, `{"params": ...}` or less of it; the rest is not read.
 
         Raises:
-            InputError: the saved arrays do not have the shapes of the target.
+            InputError: the saved arrays lack some of the target's, or do not have their shapes.
         """
+        self._check_fit(step, target, whole=False)
         found = {}
         for few in _at_once(flax.traverse_util.flatten_dict(target)):
             part = flax.traverse_util.unflatten_dict(few)
@@ -296,6 +299,28 @@ class Checkpoints:
         except (ValueError, KeyError) as error:
             text = " ".join(str(error).split())[:300]
             raise InputError(f"checkpoint {self._folder / str(step)} does not fit this model: {text}") from None
+
+    def _check_fit(self, step: int, target: Any, whole: bool) -> None:
+        """Raises InputError where the arrays in the manifest are not the target's; says once that some are cast."""
+
+        def look() -> str | None:
+            saved = read_manifest(self._folder / str(step)).get("arrays")  # older versions did not list them
+            if saved is None:
+                return None
+            wanted = _arrays(target)
+            cast = [name for name in wanted if name in saved and saved[name][1] != wanted[name][1]]
+            if cast and not self._told_of_casts:
+                self._told_of_casts = True
+                old, new = saved[cast[0]][1], wanted[cast[0]][1]
+                self._say(f"checkpoint {step} is cast: {_few(cast)} from {old} to {new}")
+            return misfit(saved, wanted, whole)
+
+        fault = hosts.from_first(look)
+        if fault is not None:
+            raise InputError(
+                f"checkpoint {self._folder / str(step)} does not fit this model: {fault}; give the config that it was "
+                "saved with (config.json of its run), or begin a new folder"
+            )
 
     def _steps(self) -> list[tuple[int, pathlib.Path]]:
         for trash in self._folder.glob(f"{_TRASH}*"):
@@ -354,6 +379,35 @@ def _arrays(state: Any) -> dict[str, list]:
 
     named = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): described(x) for path, x in named}
+
+
+def misfit(saved: dict[str, list], wanted: dict[str, list], whole: bool) -> str | None:
+    """In what the arrays of a checkpoint are not those that are wanted, by their paths; None where they are.
+
+    Args:
+        saved, wanted: as in a manifest, [shape, dtype, place] by path.
+        whole: what is saved and not wanted counts too.
+    """
+
+    def size(shape: list[int]) -> str:
+        return "x".join(map(str, shape)) or "a number"
+
+    other = [
+        f"{name} (saved {size(saved[name][0])}, wanted {size(x[0])})"
+        for name, x in wanted.items()
+        if name in saved and saved[name][0] != x[0]
+    ]
+    found = {
+        "it lacks": [name for name in wanted if name not in saved],
+        "it has beside": [name for name in saved if name not in wanted] if whole else [],
+        "of another shape is": other,
+    }
+    return "; ".join(f"{what} {_few(names)}" for what, names in found.items() if names) or None
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _at_once(arrays: dict[tuple, Any]) -> Iterator[dict[tuple, Any]]:

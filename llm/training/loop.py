@@ -36,7 +36,7 @@ from llm.training.watch import say as warn
 class Trained:
     """What the loop hands on: the final state, the model's parameters out of it (`Recipe.model_params`), the time and
     tokens of all its parts before and after resumes, the operations that those tokens took, their rate, and which share
-    of which peak (MFU) that is.
+    of which peak (MFU) that is; and of this process the first step, as `Watch` has it.
     """
 
     state: states.TrainState
@@ -47,6 +47,8 @@ class Trained:
     tokens_per_second: float
     mfu: float
     mfu_of: str
+    first_step_seconds: float | None
+    first_step_cached: bool | None
 
 
 def recipe(
@@ -194,6 +196,7 @@ def train(
         nonlocal tokens, waits
         done, batch, metrics = pending.popleft()
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        watch.stepped()
         tokens += round(metrics["tokens"])
         bar.update()
         fails = metrics["skipped_in_a_row"] >= spec.max_skipped
@@ -251,9 +254,11 @@ def train(
                 if saving or checkpoints.improves(row):
                     checkpoints.save(done, states.saved(state), **so_far(), metrics=row)
                 if stopping:
-                    checkpoints.wait()
+                    with watch.last_save():
+                        checkpoints.wait()
                     raise Stopped(f"saved step {done} of {spec.steps}; the same command goes on")
-            checkpoints.wait()
+            with watch.last_save():
+                checkpoints.wait()
             if stop_signal.requested:
                 raise Stopped(f"saved the last step, {spec.steps}; the same command finishes the run")
         failed = False
@@ -266,7 +271,10 @@ def train(
     seconds = so_far()["seconds"]
     rate = tokens / max(seconds, 1e-9)  # the mean over the loop, compilation included
     done = made_of.model_params(state)
-    return Trained(state, done, seconds, tokens, flops * tokens, rate, watch.mfu(rate), watch.peak[1])
+    return Trained(
+        state, done, seconds, tokens, flops * tokens, rate, watch.mfu(rate), watch.peak[1], watch.first_step_seconds,
+        watch.first_step_cached,
+    )  # fmt: skip
 
 
 _COUNTS = ("weight", "tokens", "skipped_in_a_row", STOP)  # of a step's metrics, what is no record

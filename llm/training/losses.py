@@ -34,6 +34,17 @@ def cross_entropy(logits_NV: jax.Array, targets_N: jax.Array, smoothing: float =
     return jax.nn.logsumexp(logits_NV, axis=-1) - picked_N
 
 
+def z_terms(logits_NV: jax.Array, z_loss: float) -> jax.Array | None:
+    """z_loss times the squared log-sum-exp of the logits, float32 of shape (N,); None where z_loss is 0.
+
+    A softmax does not see what is added to all its logits; this keeps them from drifting (Chowdhery et al. 2022,
+    arXiv 2204.02311, section 5, with 1e-4).
+    """
+    if not z_loss:
+        return None
+    return z_loss * jnp.square(jax.nn.logsumexp(logits_NV.astype(jnp.float32), axis=-1))
+
+
 def chunked_cross_entropy(
     unembed: Callable,
     params,
@@ -42,24 +53,26 @@ def chunked_cross_entropy(
     chunk: int | None,
     smoothing: float = 0.0,
     wanted_N: jax.Array | None = None,
-) -> jax.Array:
-    """The cross-entropies of unembed(params, hidden), shape (N,), with the logits of `chunk` tokens at a time.
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The cross-entropies and the `z_terms` of unembed(params, hidden), with the logits of `chunk` tokens at a time.
 
     Equal to computing them all at once, which None does, up to the order of the sums in the gradient. Logits of a
     chunk are computed anew in the backward pass, so that memory does not grow with N x V.
 
     Args:
-        wanted_N: bool; where False the result is 0. With a chunk, tokens that are wanted come first, and chunks
+        wanted_N: bool; where False the results are 0. With a chunk, tokens that are wanted come first, and chunks
             without any are skipped: a masked language model predicts one token in seven.
     """
 
     def of_chunk(params, hidden_CD, targets_C):
-        return cross_entropy(unembed(params, hidden_CD), targets_C, smoothing)
+        logits_CV = unembed(params, hidden_CD)
+        return cross_entropy(logits_CV, targets_C, smoothing), z_terms(logits_CV, z_loss)
 
     tokens = hidden_ND.shape[0]
     if chunk is None or chunk >= tokens:
-        nats_N = of_chunk(params, hidden_ND, targets_N)
-        return nats_N if wanted_N is None else jnp.where(wanted_N, nats_N, 0.0)
+        found = of_chunk(params, hidden_ND, targets_N)
+        return found if wanted_N is None else jax.tree.map(lambda x_N: jnp.where(wanted_N, x_N, 0.0), found)
     order_N, count = None, tokens
     if wanted_N is not None:
         order_N, count = jnp.argsort(~wanted_N, stable=True), wanted_N.sum()
@@ -81,14 +94,17 @@ def chunked_cross_entropy(
         index, hidden_CD, targets_C = parts
         if wanted_N is None:
             return None, compute(params, hidden_CD, targets_C)
-        skip = lambda *_: jnp.zeros((chunk,))  # noqa: E731
+        skip = lambda *_: (jnp.zeros((chunk,)), jnp.zeros((chunk,)) if z_loss else None)  # noqa: E731
         return None, jax.lax.cond(index * chunk < count, compute, skip, params, hidden_CD, targets_C)
 
-    _, nats = jax.lax.scan(body, None, (jnp.arange(len(hidden)), hidden, targets))
-    if order_N is None:
-        return nats.T.reshape(-1)[:tokens]
-    nats_N = nats.reshape(-1)[:tokens]
-    return jnp.zeros_like(nats_N).at[order_N].set(jnp.where(jnp.arange(tokens) < count, nats_N, 0.0))
+    def put_back(x):
+        if order_N is None:
+            return x.T.reshape(-1)[:tokens]
+        x_N = x.reshape(-1)[:tokens]
+        return jnp.zeros_like(x_N).at[order_N].set(jnp.where(jnp.arange(tokens) < count, x_N, 0.0))
+
+    _, found = jax.lax.scan(body, None, (jnp.arange(len(hidden)), hidden, targets))
+    return jax.tree.map(put_back, found)
 
 
 # --- what each objective computes -------------------------------------------------------------------------------------
@@ -120,6 +136,7 @@ class Settings(NamedTuple):
     temperature: float = 0.05
     masked_share: float = 0.15
     beta: float = 0.1
+    z_loss: float = 0.0
 
 
 def _run(model: Model, params, batch: dict, key, cache=None):
@@ -147,9 +164,9 @@ def _predicted(model: Model, s: Settings, params, batch: dict, output, sparse: b
     def unembed(params, hidden):
         return model.apply({"params": params}, hidden, method="unembed")
 
-    nats_N = chunked_cross_entropy(
+    nats_N, z_N = chunked_cross_entropy(
         unembed, {name: params[name] for name in model.unembedding}, hidden_ND, batch["targets"].reshape(-1),
-        s.loss_chunk, s.smoothing, weights_BT.reshape(-1) != 0 if sparse else None,
+        s.loss_chunk, s.smoothing, weights_BT.reshape(-1) != 0 if sparse else None, s.z_loss,
     )  # fmt: skip
     nats_BT = nats_N.reshape(weights_BT.shape)
     # A mean over a mixture's tokens becomes nats by what the loss weighs.
@@ -158,7 +175,13 @@ def _predicted(model: Model, s: Settings, params, batch: dict, output, sparse: b
         name: (shares[name] * total / jnp.maximum(weight, 1.0) * weights_BT.sum(), weights_BT.sum())
         for name, (total, weight) in output.aux.items()
     }
+    added |= _z_added(z_N, weights_BT.reshape(-1))
     return Terms((nats_BT, weights_BT), added=added, cache=output.cache)
+
+
+def _z_added(z_N: jax.Array | None, weights_N: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """`z_terms` as a loss of their own, which weighs what the cross-entropies weigh."""
+    return {} if z_N is None else {"z_loss": (jnp.sum(z_N * weights_N), weights_N.sum())}
 
 
 def _masked(model: Model, s: Settings, params, batch: dict, key) -> Terms:
@@ -181,20 +204,23 @@ def _classification(model: Model, s: Settings, params, batch: dict, key) -> Term
     logits_BC = _head(model, params, "classify", key, hidden_BTD, batch)
     nats_B = cross_entropy(logits_BC, batch["labels"], s.smoothing)
     right_B = (logits_BC.argmax(-1) == batch["labels"]).astype(jnp.float32)
-    return Terms((nats_B, batch["weights"]), {"accuracy": (right_B, batch["weights"])})
+    added = _z_added(z_terms(logits_BC, s.z_loss), batch["weights"])
+    return Terms((nats_B, batch["weights"]), {"accuracy": (right_B, batch["weights"])}, added)
 
 
 def _span_qa(model: Model, s: Settings, params, batch: dict, key) -> Terms:
     """The mean of both ends' cross-entropies over the places of the row (Devlin et al. 2019)."""
     hidden_BTD = _run(model, params, batch, key).hidden_BTD
-    sides = model.apply({"params": params}, hidden_BTD, method="spans")
     real_BT = batch["segments"] != 0
+    sides = model.apply({"params": params}, hidden_BTD, method="spans")
+    sides = [jnp.where(real_BT, logits_BT, -1e9) for logits_BT in sides]
     nats_B, right_B = jnp.zeros(()), jnp.ones(())
     for logits_BT, places_B in zip(sides, (batch["starts"], batch["ends"])):
-        logits_BT = jnp.where(real_BT, logits_BT, -1e9)
         nats_B += 0.5 * cross_entropy(logits_BT, places_B)
         right_B *= (logits_BT.argmax(-1) == places_B).astype(jnp.float32)
-    return Terms((nats_B, batch["weights"]), {"accuracy": (right_B, batch["weights"])})
+    z_2B = z_terms(jnp.stack(sides), s.z_loss)
+    added = _z_added(None if z_2B is None else z_2B.mean(0), batch["weights"])
+    return Terms((nats_B, batch["weights"]), {"accuracy": (right_B, batch["weights"])}, added)
 
 
 def _contrastive(model: Model, s: Settings, params, batch: dict, key) -> Terms:
@@ -301,6 +327,7 @@ def settings(objective: ObjectiveSpec, training: TrainingSpec) -> Settings:
     return Settings(
         training.loss_chunk, training.label_smoothing, training.balance_weight,
         training.router_z_weight, training.temperature, objective.mask_rate, training.preference_beta,
+        training.z_loss,
     )  # fmt: skip
 
 

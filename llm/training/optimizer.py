@@ -36,7 +36,8 @@ def schedule(spec: OptimizerSpec, updates: int) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, updates, end)
     after: dict[str, optax.Schedule] = {
         "linear": optax.linear_schedule(peak, end, updates - warmup),
-        "inverse_sqrt": lambda update: peak * jnp.sqrt(warmup / (warmup + update)),
+        # The warm-up's updates come here too, counted from -warmup, and what is said of them is not taken.
+        "inverse_sqrt": lambda update: peak * jnp.sqrt(warmup / (warmup + jnp.maximum(update, 0))),
         "constant": optax.constant_schedule(peak),
     }
     if spec.schedule == "wsd":

@@ -145,6 +145,8 @@ class TrainingSpec:
         loss_chunk: tokens whose logits exist at a time; None computes all logits at once.
         label_smoothing: the share of the target that is spread evenly over all ids or classes; of "preference" the
             probability that a pair stands the wrong way round.
+        z_loss: how much the squared log-sum-exp of the logits, of the vocabulary, classes or places, counts beside the
+            cross-entropy (PaLM's 1e-4); reported as "z_loss", and no part of validations. 0 has none.
         balance_weight: how much the balance of a mixture of experts counts beside the loss.
         router_z_weight: how much the squared log-sum-exp of the logits of its router counts.
         temperature: divides the cosines of the "contrastive" objective.
@@ -174,6 +176,7 @@ class TrainingSpec:
     microbatches: int = 1
     loss_chunk: int | None = None
     label_smoothing: float = 0.0
+    z_loss: float = 0.0
     balance_weight: float = 0.01
     router_z_weight: float = 0.001
     temperature: float = 0.05
@@ -202,8 +205,10 @@ class TrainingSpec:
             0 <= self.label_smoothing < 1,
             f"training.label_smoothing={self.label_smoothing}: must be at least 0 and below 1",
         )
-        for name in ("balance_weight", "router_z_weight"):
-            _require(getattr(self, name) >= 0, f"training.{name}={getattr(self, name)}: must not be negative")
+        for name in ("z_loss", "balance_weight", "router_z_weight"):
+            _require(
+                0 <= getattr(self, name) < float("inf"), f"training.{name}={getattr(self, name)}: must be at least 0"
+            )
         for name in ("temperature", "preference_beta"):
             _require(getattr(self, name) > 0, f"training.{name}={getattr(self, name)}: must be above 0")
         _require(

@@ -1,4 +1,18 @@
-"""The train state: everything that a step changes and a checkpoint keeps."""
+"""The train state: everything that a step changes and a checkpoint keeps.
+
+All that is drawn at random in a run comes from the config's `seed`, and from nothing that a mesh, a host or a restart
+changes:
+
+    parameters      the first half of key(seed), by the module's path (linen); adapters fold in 1 and their place
+    dropout         the second half, `rng`, with the step, the micro-batch and the part (a head, a side of a pair)
+                    folded in; linen adds the module's path, attention row, head and places (`attention.dropout`)
+    order of rows   seed and epoch (`data.loader`); a mixture of sources takes its turns by weight, without a draw
+    what an objective draws of a row (masks, spans, where a prefix ends): seed, epoch and row; in validations seed 0
+    samples         key(seed) with the row folded in, and then the place of the token (`generation.engine`)
+    intervals       numpy's default_rng(0) (`evaluation.bootstrap`)
+
+A step depends on the step's number alone, so a resumed run draws what one that was never stopped draws.
+"""
 
 import dataclasses
 import functools
@@ -95,13 +109,24 @@ class Recipe:
         return params if self.adapters is None else jax.jit(self.adapters.merge)(params)
 
     def boxed(self) -> TrainState:
-        """The state's shapes, each parameter (and each moment of one) in the box that names its logical axes."""
+        """The state's shapes, each parameter (and each moment of one) in the box that names its logical axes.
+
+        Raises:
+            ValueError: a parameter of the model has no box.
+        """
         return self._boxed
 
     @functools.cached_property
     def _boxed(self) -> TrainState:
         # Kept: it takes a trace of the whole model, and a run asks half a dozen times.
-        return jax.eval_shape(lambda: self.create(unbox=lambda params: params))
+        found = jax.eval_shape(lambda: self.create(unbox=lambda params: params))
+        for path, x in jax.tree_util.tree_leaves_with_path(found.params, is_leaf=_is_box):
+            if not _is_box(x):
+                raise ValueError(
+                    f"parameter {path_name(path)} does not name its axes, so nothing says how it is split: make it by "
+                    "llm.nn.parameter.parameter, not by self.param"
+                )
+        return found
 
 
 def _is_box(x) -> bool:

@@ -1,7 +1,8 @@
-"""What a run says of itself along the way: its speed, its waiting, its compiles, its memory, and a step that hangs."""
+"""What a run says of itself along the way: its speed, its waiting, its compiles, its memory, and what hangs."""
 
 import collections
 import contextlib
+import os
 import pathlib
 import resource
 import statistics
@@ -22,6 +23,7 @@ from llm.training.metrics import peak_flops
 HANGS = 20  # times the median of the steps before it, and it hangs,
 HANGS_SECONDS = 5.0  # but not before so many
 _STEPS = 5  # that a median needs
+FIRST_SECONDS = 600.0  # what has no median, a first step (which compiles) or the last save, hangs after so many
 
 
 def say(text: str, everywhere: bool = False) -> None:
@@ -32,13 +34,16 @@ def say(text: str, everywhere: bool = False) -> None:
 
 
 class HungSteps:
-    """A thread that says of a step which takes far longer than those before it where it hangs, while it hangs."""
+    """A thread that says of a step which takes far longer than those before it where it hangs, while it hangs.
+
+    Of the first steps, and of what is no step, it does so after FIRST_SECONDS.
+    """
 
     def __init__(self):
-        self._now: tuple[int, float] | None = None  # the step, and when it began; replaced as a whole
-        self._limit = float("inf")
+        # What is done, when it began, its limit, and the median that this is of, if any; replaced as a whole.
+        self._now: tuple[str, float, float, float | None] | None = None
         self._seconds: collections.deque[float] = collections.deque(maxlen=100)
-        self._told: int | None = None
+        self._told: str | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hung steps", daemon=True)
 
@@ -53,41 +58,48 @@ class HungSteps:
     def begin(self, step: int) -> None:
         """The step begins, and what was before it has ended."""
         self.end()
-        self._now = step, time.perf_counter()
+        median = statistics.median(self._seconds) if len(self._seconds) >= _STEPS else None
+        limit = FIRST_SECONDS if median is None else max(HANGS * median, HANGS_SECONDS)
+        self._now = f"step {step}", time.perf_counter(), limit, median
+
+    def begin_other(self, what: str) -> None:
+        """Something that is no step begins, and the step before it has ended."""
+        self.end()
+        self._now = what, time.perf_counter(), FIRST_SECONDS, None
 
     def end(self, count: bool = True) -> None:
-        """What is done now is no step; `count` takes the one that ends for the median."""
+        """Nothing that is watched is done now; `count` takes the step that ends for the median."""
         if self._now is None:
             return
-        (step, began), self._now = self._now, None
+        (what, began, _, _), self._now = self._now, None
         seconds = time.perf_counter() - began
-        if self._told == step:
-            say(f"step {step} goes on after {seconds:.1f} s", everywhere=True)
+        if self._told == what:
+            say(f"{what} goes on after {seconds:.1f} s", everywhere=True)
         if count:
             self._seconds.append(seconds)
-            if len(self._seconds) >= _STEPS:
-                self._limit = max(HANGS * statistics.median(self._seconds), HANGS_SECONDS)
 
     def _watch(self) -> None:
         while not self._over.wait(0.25):
             now = self._now
-            if now is None or now[0] == self._told or time.perf_counter() - now[1] < self._limit:
+            if now is None or now[0] == self._told or time.perf_counter() - now[1] < now[2]:
                 continue
-            self._told = now[0]
-            median = statistics.median(tuple(self._seconds))
+            self._told, median = now[0], now[3]
+            before = "" if median is None else f", those before it took {median:.3g} s"
             say(
-                f"step {now[0]} has taken {time.perf_counter() - now[1]:.1f} s, those before it took {median:.3g} s: "
-                f"it may hang\n{_stacks()}",
+                f"{now[0]} has taken {time.perf_counter() - now[1]:.1f} s{before}: it may hang\n{_stacks()}",
                 everywhere=True,
             )
 
 
+_SHOWN = ("batches", "checkpoint")  # the threads that make batches, and that write
+
+
 def _stacks() -> str:
-    """Where the main thread is, and the one that makes batches."""
+    """Where the main thread is, and those that make batches and write checkpoints."""
     frames = sys._current_frames()
     found = []
     for thread in threading.enumerate():
-        if thread.ident in frames and (thread is threading.main_thread() or thread.name.startswith("batches")):
+        if thread.ident in frames and (thread is threading.main_thread() or thread.name.startswith(_SHOWN)):
             found.append(f"thread {thread.name}:\n{''.join(traceback.format_stack(frames[thread.ident]))}")
     return "".join(found).rstrip()
 
@@ -164,6 +176,15 @@ def memory() -> dict[str, int]:
     return {"memory_bytes": resident, "peak_memory_bytes": max(peak, resident)}
 
 
+def process_seconds() -> float | None:
+    """How long this process has been there, imports included; None where the system does not tell."""
+    stat = pathlib.Path("/proc/self/stat")
+    if not stat.is_file():
+        return None
+    began = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[19])  # in ticks since the machine's start
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
+
+
 class Profile:
     """A trace of a few steps, for xprof or TensorBoard's profiler.
 
@@ -226,6 +247,9 @@ class Watch:
 
     Attributes:
         peak: operations per second of all devices together, and of what they are the peak.
+        first_step_seconds: from the start of the process to the results of its first step; None before that, and where
+            the system does not tell.
+        first_step_cached: whether that step's programs came from the cache of compiled ones; None without one.
     """
 
     def __init__(
@@ -245,6 +269,11 @@ class Watch:
         self._hung = HungSteps()
         self._compiles = Compiles(step_function, lengths)
         self._mark, self._tokens, self._waited = time.perf_counter(), tokens, 0.0
+        self.first_step_seconds: float | None = None
+        self.first_step_cached: bool | None = None
+        self._stepped = False
+        self._events: collections.Counter[str] = collections.Counter()
+        jax.monitoring.register_event_listener(lambda event, **_: self._events.update([event.rpartition("/")[2]]))
 
     def __enter__(self) -> "Watch":
         self._hung.__enter__()
@@ -267,11 +296,26 @@ class Watch:
             yield step, batch
         self._hung.end()
 
+    @contextlib.contextmanager
+    def last_save(self) -> Iterator[None]:
+        """Around the wait for a save after which no step comes."""
+        self._hung.begin_other("the last save")
+        yield
+        self._hung.end(count=False)
+
     def ran(self, step: int, state: Any, batch: dict, results: Any) -> None:
         """The train step was called with this state and batch; `step` from 1."""
         self._compiles.look(step, state, batch)
         if self._profile is not None:
             self._profile.end(step, results)
+
+    def stepped(self) -> None:
+        """The results of a step are there."""
+        if not self._stepped:
+            self._stepped = True
+            self.first_step_seconds = process_seconds()
+            asked, hits = (self._events[name] for name in ("compile_requests_use_cache", "cache_hits"))
+            self.first_step_cached = hits == asked if asked else None
 
     def row(self, tokens: int) -> dict[str, float]:
         """What the record has of the time since the last row: tokens/s, their share of the peak, the share of the time

@@ -98,6 +98,23 @@ def check_pooling(folder: pathlib.Path) -> None:
             raise InputError(f"{path}: {', '.join(chosen) or 'no pooling'}; sentence vectors here are means")
 
 
+def sentence_files(spec: BertSpec) -> dict[str, Any]:
+    """What sentence-transformers reads of a sentence encoder, by path: vectors are the mean, of length 1."""
+    parts = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(parts.items())
+    ]
+    others = dict.fromkeys(("cls_token", "max_tokens", "mean_sqrt_len_tokens"), False)
+    chosen = {f"pooling_mode_{name}": on for name, on in {"mean_tokens": True, **others}.items()}
+    return {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": spec.context, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": spec.width, **chosen},
+        "2_Normalize/config.json": {},
+    }
+
+
 def config_of(spec: BertSpec, kind: str, names: Sequence[str], missing_heads: Sequence[str]) -> dict[str, Any]:
     """The config.json of a BERT; `names` are those of its classes, `missing_heads` those that are not written.
 

@@ -132,3 +132,8 @@ def their_config(
     if isinstance(spec, EncDecSpec):
         return encdec.config_of(spec, pad, ends[0]) | end
     raise InputError(f"a model of {type(spec).__name__} has no checkpoints of others; there are {', '.join(KINDS)}")
+
+
+def beside(spec: ModelSpec, objective: str) -> dict[str, Any]:
+    """The JSON files, by path, that their readers want of a model beside its config.json and its tokenizer's."""
+    return bert.sentence_files(spec) if isinstance(spec, BertSpec) and objective == "contrastive" else {}

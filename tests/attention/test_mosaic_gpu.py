@@ -286,7 +286,7 @@ CALLS = {
 
 
 # A minute and more in the interpreter; the conformance table has their features in smaller cases.
-LONG = ("wide heads", "buckets, sinks, soft cap, dropout")
+LONG = ("wide heads", "buckets, sinks, soft cap, dropout", "bias of keys, packing")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in CALLS])

@@ -342,8 +342,8 @@ def dropped(name: str) -> Callable[..., tuple]:
 def decoded(name: str) -> Callable[..., tuple]:
     """f(params, tokens, lengths, source) -> (hidden, cache lengths): a prefill, then single steps to the row's end.
 
-    The prefill reads `lengths` tokens of each row, with other tokens in its padding; rows that have reached their end
-    are fed padding.
+    The prefill reads `lengths` tokens of each row, with other tokens in its padding, which is after those of the first
+    row and before those of the second; rows that have reached their end are fed padding.
     """
     row = ROWS[name]
     how = {} if isinstance(row.spec, RNNSpec) else {"attention": "blockwise"}
@@ -351,8 +351,11 @@ def decoded(name: str) -> Callable[..., tuple]:
 
     def run(params, tokens_BT, lengths_B, source):
         feed = lambda batch, cache: model.apply({"params": params}, batch, cache=cache)  # noqa: E731
-        given = jnp.arange(T) < lengths_B[:, None]
-        first = {"tokens": jnp.where(given, tokens_BT, JUNK[:T]), "segments": given.astype(jnp.int32)}
+        starts_B1 = jnp.array([[0], [T - lengths_B[1]]])
+        places_BT = jnp.arange(T) - starts_B1
+        given = (places_BT >= 0) & (places_BT < lengths_B[:, None])
+        read_BT = jnp.take_along_axis(tokens_BT, places_BT % T, axis=1)
+        first = {"tokens": jnp.where(given, read_BT, JUNK[:T]), "segments": given.astype(jnp.int32)}
         output = feed(first | source, model.init_cache(B, T, S if source else 0))
         rows = jnp.arange(B)
 
@@ -364,10 +367,21 @@ def decoded(name: str) -> Callable[..., tuple]:
             return output.cache, (places_B, output.hidden_BTD[:, 0])
 
         cache, (places_TB, hidden_TBD) = jax.lax.scan(step, output.cache, None, length=T - 1)
-        stepped = output.hidden_BTD.at[rows, places_TB].set(hidden_TBD, mode="drop")
+        read_BTD = jnp.take_along_axis(output.hidden_BTD, ((jnp.arange(T) + starts_B1) % T)[..., None], axis=1)
+        stepped = read_BTD.at[rows, places_TB].set(hidden_TBD, mode="drop")
         return stepped, cache.lengths_B
 
     return quick(run)
+
+
+def on_the_left(batch: dict) -> dict[str, np.ndarray]:
+    """The same rows and sources with their padding before them, and nothing that says which place is which."""
+    moved = {}
+    for key, x in batch.items():
+        segments = batch["source_segments" if key.startswith("source") else "segments"]
+        if not key.endswith("positions"):
+            moved[key] = np.stack([np.roll(row, (real == 0).sum()) for row, real in zip(x, segments)])
+    return moved
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------

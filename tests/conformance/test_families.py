@@ -8,6 +8,8 @@ import dataclasses
 import itertools
 import json
 
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,6 @@ from llm.models import FAMILIES
 from llm.nn import recurrent
 from llm.nn.mixture_of_experts import ExpertSettings, MixtureOfExperts
 from llm.nn.norm import Norm
-from llm.nn.pool import pool
 from llm.training import losses
 from tests.attention import oracle
 from tests.conformance import families as table
@@ -110,6 +111,13 @@ def test_padding_changes_nothing(name):
     close(one.hidden[:1, :n], hidden, 1e-5)
     for key, x in one.heads.items():
         close(x[:1, :n] if key in table.OF_PLACES else x[:1], heads[key], 1e-5)
+    # Both rows with their padding on the left. (The next sentence is told by place 0, whatever stands there.)
+    hidden, heads = table.bare(name)(params, table.on_the_left(table.padded(row)))
+    for number, length in enumerate(table.LENGTHS):
+        close(hidden[number, T - length :], one.hidden[number, :length], 1e-5)
+        for key in set(one.heads) - {"next_sentence"}:
+            mine, places = one.heads[key][number], key in table.OF_PLACES
+            close(heads[key][number][T - length if places else 0 :], mine[: length if places else None], 1e-5)
 
 
 @column("padding")
@@ -224,29 +232,38 @@ def test_dropout(name):
         assert np.abs(heads[key][1] - heads[key][2]).max() > 1e-3
 
 
-def test_every_layer_has_its_own_dropout_on_attention_weights(monkeypatch):
-    """Attention that gives one number of its key, whatever it is asked: the layers' numbers differ."""
+@pytest.mark.parametrize(
+    "name, changes, numbers", [("gpt2", {"layers": 3}, 3), ("encdec post-norm", {}, 6), ("t5 1.0", {}, 6)]
+)
+def test_every_layer_has_its_own_dropout_on_attention_weights(name, changes, numbers, monkeypatch):
+    """Attention that gives one number of its key, whatever it is asked: the numbers of all layers differ.
+
+    An encoder, a decoder and its look at the source are layers each by itself.
+    """
     from llm.nn import multi_head_attention as module
 
     def number(q, k, v, *, dropout_key, **how):
         return jnp.broadcast_to(jax.random.uniform(dropout_key), q.shape)
 
     monkeypatch.setattr(module, "attention", number)
-    spec = dataclasses.replace(ROWS["gpt2"].spec, layers=3)
-    model = models.build(spec)
+    model = models.build(dataclasses.replace(ROWS[name].spec, **changes))
+    one = {key: x[:1] for key, x in batch(ROWS[name]).items()}
 
     def run(key):
         rngs = {"dropout": key, "params": jax.random.key(0)}
-        make = lambda m: m({"tokens": TOKENS_BT[:1]}, train=True)  # noqa: E731
+        make = lambda m: m(one, train=True)  # noqa: E731
         catch = lambda module, _: module.name == "output"  # noqa: E731
         _, made = model.init_with_output(rngs, method=make, capture_intermediates=catch)
-        kernel = made["params"]["stack"]["layers"]["attention"]["output"]["kernel"].value  # (L, N, H, D)
-        said = made["intermediates"]["stack"]["layers"]["attention"]["output"]["__call__"][0]  # (L, B, T, D)
-        return (said / kernel.sum((1, 2))[:, None, None]).mean((1, 2, 3))
+        flat = flax.traverse_util.flatten_dict
+        kernels = {path: x for path, x in flat(nn.unbox(made["params"])).items() if path[-2:] == ("output", "kernel")}
+        caught = flat(made["intermediates"])
+        said = {path[:-1]: x for path, (x,) in caught.items() if path[-1] == "__call__"}  # (L, B, T, D)
+        assert said.keys() == {path[:-1] for path in kernels}
+        # (L, N, H, D) kernels add up N x H times the number.
+        return [(said[path[:-1]] / x.sum((1, 2))[:, None, None]).mean((1, 2, 3)) for path, x in kernels.items()]
 
-    first, second = table.quick(jax.vmap(run))(jnp.stack([jax.random.key(1), jax.random.key(2)]))
-    numbers = [*np.asarray(first).tolist(), *np.asarray(second).tolist()]
-    assert len({round(x, 4) for x in numbers}) == 6, numbers
+    found = np.concatenate(table.quick(jax.vmap(run))(jnp.stack([jax.random.key(1), jax.random.key(2)])), axis=1)
+    assert found.shape == (2, numbers) and len({round(x, 4) for x in found.ravel().tolist()}) == 2 * numbers, found
 
 
 # --- 5: bfloat16 ------------------------------------------------------------------------------------------------------
@@ -400,7 +417,7 @@ def test_experts_by_hand():
 def test_layouts_of_one_program_agree(name):
     """Blockwise attention, unrolled and rematerialised, with all rates 0 in training, against the row as it stands."""
     row, params = ROWS[name], table.parameters(name)
-    changes = {"unroll": 2, "remat": True}
+    changes = {"unroll": 2, "remat": "all"}
     if getattr(row.spec, "decoder_layers", None) == 1:
         del changes["unroll"]
     if hasattr(row.spec, "attention"):
@@ -435,6 +452,21 @@ def test_cached_decoding_equals_teacher_forcing(name):
         hidden, lengths = table.decoded(name)(params, TOKENS_BT, np.array([n, T - n], np.int32), source)
         close(hidden, want, 2e-5)
         np.testing.assert_array_equal(lengths, T)
+
+
+@pytest.mark.parametrize("name", ["rnn gru", "gpt3"], indirect=True)
+def test_a_later_piece_may_have_its_padding_on_either_side(name):
+    """Four tokens after six, with two of padding."""
+    model = models.build(ROWS[name].spec)
+    feed = table.quick(lambda params, batch, cache: model.apply({"params": params}, batch, cache=cache))
+    found, cache = [], model.init_cache(B, T)
+    for new, real in ((np.s_[:6], np.s_[:]), (np.s_[6:10], np.s_[:4]), (np.s_[6:10], np.s_[2:])):
+        tokens, segments = np.tile(JUNK[:6], (B, 1)), np.zeros((B, 6), np.int32)
+        tokens[:, real], segments[:, real] = TOKENS_BT[:, new], 1
+        output = feed(table.parameters(name), {"tokens": tokens, "segments": segments}, cache)
+        cache = output.cache if not found else cache
+        found.append((output.hidden_BTD[:, real], output.cache))
+    close(found[2], found[1], 1e-5)
 
 
 # --- 9: what recurrent layers have of their own -----------------------------------------------------------------------
@@ -488,7 +520,7 @@ def test_the_backward_pass_by_hand_is_that_of_a_plain_loop(cell):
     close(jax.jit(lambda: both(by_hand))(), table.quick(lambda: both(plain))(), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["rnn lstm", "rnn gru"], indirect=True)
+@pytest.mark.parametrize("name", ["rnn lstm", "rnn gru", "rnn vanilla"], indirect=True)
 def test_batches_that_carry_the_state_are_one_long_pass(name):
     """Row 0 goes on over the cut inside a document, row 1 begins anew; no gradient passes the cut."""
     params = table.parameters(name)
@@ -518,34 +550,6 @@ def test_batches_that_carry_the_state_are_one_long_pass(name):
     assert max(np.abs(x).max() for x in cache.layers) > 0.1
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(through))
     assert max(np.abs(x).max() for x in jax.tree.leaves(inside)) > 1e-3
-
-
-def test_both_directions_of_padded_rows_by_hand(monkeypatch):
-    """The cell h + x, whose states are sums (CASES: C40), on rows of 2, 4, 0 and 1 places with any padding."""
-    monkeypatch.setitem(recurrent.CELLS, "linear", recurrent.Cell(1, 1, lambda x, h, state: (x + h,)))
-    layer = recurrent.Recurrent("linear", 2, True, 0.0, 0.0, False)
-    real = np.arange(4) < np.array([[2], [4], [0], [1]])
-    one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
-    params = {
-        f"{way}_{part}": x
-        for way in ("forward", "backward")
-        for part, x in {
-            "input_kernel": one,
-            "recurrent_kernel": one,
-            "input_bias": zero,
-            "recurrent_bias": zero,
-        }.items()
-    }
-    run = jax.jit(lambda x: layer.apply({"params": params}, x, real & False, real, (np.zeros((4, 2), np.float32),))[0])
-    for padding in (99.0, -5.0, 1e30):
-        x = np.where(real, [[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [7, 2, 3, 4]], padding)
-        y = run(x[..., None].astype(np.float32))
-        np.testing.assert_array_equal(y[..., 0], [[1, 3, 0, 0], [1, 3, 6, 10], [0] * 4, [7, 0, 0, 0]])
-        np.testing.assert_array_equal(y[..., 1], [[3, 2, 0, 0], [10, 9, 7, 4], [0] * 4, [7, 0, 0, 0]])
-        np.testing.assert_array_equal(pool(y, real, "last")[:, 0], [3, 10, 0, 7])
-        np.testing.assert_array_equal(pool(y, real, "first")[:, 1], [3, 10, 0, 7])
-        np.testing.assert_array_equal(pool(y, real, "mean"), [[2, 2.5], [5, 7.5], [0, 0], [7, 7]])
-        np.testing.assert_array_equal(pool(y, real, "max"), [[3, 3], [10, 10], [0, 0], [7, 7]])
 
 
 # --- 10: goldens ------------------------------------------------------------------------------------------------------

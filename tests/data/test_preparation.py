@@ -146,7 +146,7 @@ def test_the_report_is_readable_and_the_picture_is_one(prepared):
     [
         (["--workers=2"], "1"),
         (["--executor=datatrove", "--tasks=1", "--workers=1"], "2"),
-        (["--executor=datatrove", "--tasks=4", "--workers=2"], "3"),
+        pytest.param(["--executor=datatrove", "--tasks=4", "--workers=2"], "3", marks=pytest.mark.slow),
     ],
     ids=["two workers", "one task", "four tasks"],
 )

@@ -121,6 +121,23 @@ def test_the_interval_is_that_of_a_rate():
     assert once[0] == once[1]
 
 
+@pytest.mark.parametrize("absent", [None, 0.0])
+def test_the_interval_of_macro_f1_is_that_of_the_scores_of_resamples(absent):
+    """Each resample is scored by itself, classes that it lacks included."""
+    rng = np.random.default_rng(4)
+    labels = np.repeat([0, 1, 2, 3], [20, 6, 3, 1])
+    guesses = np.where(rng.random(30) < 0.7, labels, rng.integers(0, 4, 30))
+    got = classification_scores(labels, guesses, CLASSES[:4], absent=absent, resamples=40, seed=5)
+    order, draw = np.lexsort((guesses, labels)), np.random.default_rng(5)
+    resampled = []
+    for _ in range(40):
+        drawn = order[draw.integers(30, size=30)]
+        once = classification_scores(labels[drawn], guesses[drawn], CLASSES[:4], absent=absent, resamples=1)
+        resampled.append(once.macro.f1)
+    np.testing.assert_allclose(got.macro_f1_interval, np.quantile(resampled, [0.025, 0.975]))
+    assert got.macro_f1_interval[0] < got.macro.f1 < got.macro_f1_interval[1]
+
+
 @pytest.mark.parametrize(
     "labels, predictions, classes, error, message",
     [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm.errors import InputError
-from llm.generation import SamplingSpec, complete
+from llm.generation import SamplingSpec, beam, complete
 from llm.generation.beam import beam_search
 from llm.generation.constrained import Constraint, Vocabulary, regex_grammar
 from tests.generation.families import NAMES, logits, model, sources
@@ -148,6 +148,10 @@ def test_one_beam_is_greedy_and_rows_are_alone(name):
     turned = search(name, PROMPTS[::-1], 3, limits[::-1], sampling=spec, chunk=4, **how, **more)[::-1]
     # A program for one row is compiled for one family alone: it takes most of the time.
     alone = [search(name, [p], 3, n, sampling=spec, **how)[0] for p, n in zip(PROMPTS, limits) if name == "gpt3"]
+    programs = beam._first._cache_size(), beam._step._cache_size()
+    for length in (1, 5, 8) if alone else ():  # with nine more all are of the bucket of the first, 16 places
+        search(name, [[1] * length], 3, 9, sampling=spec, **how)
+    assert (beam._first._cache_size(), beam._step._cache_size()) == programs
     for rows in (turned, alone):
         for row, other in zip(both, rows):
             assert [(h.tokens, h.ended) for h in row] == [(h.tokens, h.ended) for h in other]

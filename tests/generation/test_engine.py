@@ -76,6 +76,29 @@ def test_a_window_bounds_the_cache_and_each_bucket_has_one_program():
     assert engine._cached_step._cache_size() - before[1] == 6
 
 
+@pytest.mark.parametrize("name", families.NAMES)
+def test_rows_of_a_batch_are_single_runs_which_share_their_programs(name):
+    """Of unlike prompts and sources; single rows of 9 to 11 tokens, and sources of 9 and 14, are of one bucket."""
+    from llm.generation import engine
+
+    built, params, context = families.model(name)
+    given = families.sources(name, 11).get("sources")
+
+    def ask(prompts, sources):
+        return complete(
+            built, params, prompts, 3, SamplingSpec(0.0), context=context, vocab_size=61, end_of_text=None,
+            log_probabilities=True, **({"sources": sources} if given else {}),
+        )  # fmt: skip
+
+    batch, before = ask(UNLIKE, given), engine._cached_step._cache_size()
+    for row in (8, 9, 10):
+        (alone,) = ask([UNLIKE[row]], given and [given[row]])
+        assert alone.tokens == batch[row].tokens
+        np.testing.assert_allclose(alone.log_probabilities, batch[row].log_probabilities, atol=1e-5)
+    ask([UNLIKE[8]], given and [[*given[8], *given[9]][:14]])
+    assert engine._cached_step._cache_size() - before == 2
+
+
 def test_batch_equals_single_runs():
     greedy = SamplingSpec(0.0)
     batch = run("tiny", PROMPTS, greedy)

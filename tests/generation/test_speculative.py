@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm.errors import InputError
-from llm.generation import SamplingSpec, complete
+from llm.generation import SamplingSpec, complete, speculative
 from llm.generation.constrained import Constraint, Vocabulary, regex_grammar
 from llm.generation.penalties import History
 from llm.generation.speculative import Account, Draft, Lookup, _looked_up, speculate
@@ -121,6 +121,9 @@ def test_rows_do_not_depend_on_each_other_and_limits():
     turned = speculate(built, params, Lookup(), PROMPTS[::-1], [14, 5, 12], spec, seed=[6, 5, 4], **how)
     assert [row.tokens for row in both] == [row.tokens for row in turned[::-1]]
     assert [len(row.tokens) for row in both] == [12, 5, 14]
+    programs = speculative._guess._cache_size(), speculative._check._cache_size()
+    speculate(built, params, Lookup(), [[1] * 2, [2] * 5, [3] * 8], [12, 5, 9], spec, **how)  # of the same buckets
+    assert (speculative._guess._cache_size(), speculative._check._cache_size()) == programs
     assert speculate(built, params, Lookup(), [], 3, spec, **how) == []
     for guess, ahead, message in [(Lookup(0), 3, "ngram=0"), (Lookup(), 0, "ahead=0")]:
         with pytest.raises(InputError, match=message):

@@ -100,7 +100,10 @@ def test_a_chat_answers_turn_by_turn_and_stops_at_its_end(run):
     messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": first},
                 {"role": "user", "content": "Why?"}]  # fmt: skip
     assert tokenizer.chat(messages) == want
-    assert_refused(chat(run, "Who? " * 40, *flags), "the conversation has grown too long", "context is 160")
+    # Turns that fit alone and not together.
+    both = chat(run, f"{'Who? ' * 18}\n{'Why? ' * 18}\n", *flags)
+    assert_refused(both, "the conversation has grown too long", "context is 160")
+    assert len(both.stdout.split()) == 1
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,28 @@ def test_gpt3_xl_is_not_what_the_table_prints():
     assert abs(size(printed) / 1.3e9 - 1) > 0.1
 
 
+# Brown et al. 2020, table 2.1: layers, width, heads, head width.
+TABLE_2_1 = {
+    "gpt3-small": (12, 768, 12, 64),
+    "gpt3-medium": (24, 1024, 16, 64),
+    "gpt3-large": (24, 1536, 16, 96),
+    "gpt3-xl": (24, 2048, 16, 128),  # printed with 24 heads, see above
+    "gpt3-2.7b": (32, 2560, 32, 80),
+    "gpt3-6.7b": (32, 4096, 32, 128),
+    "gpt3-13b": (40, 5140, 40, 128),
+    "gpt3-175b": (96, 12288, 96, 128),
+}
+
+
+def test_gpt3_is_table_2_1_and_its_layers_alternate():
+    specs = {name: spec for name, spec in PRESETS["gpt"].items() if name.startswith("gpt3")}
+    assert {n: (s.layers, s.width, s.heads, s.head_width) for n, s in specs.items()} == TABLE_2_1
+    assert {(s.windows, s.context, s.position) for s in specs.values()} == {((0, 256), 2048, "learned")}
+    mistral = PRESETS["gpt"]["mistral-7b"]
+    # Its window of 4,096 counts the query's own place.
+    assert (mistral.windows, mistral.kv_heads, mistral.head_width) == ((4095,), 8, None)
+
+
 def test_published_activations_epsilons_and_norms():
     """What is another on each side and loads quietly (CASES: C13)."""
     for family, specs in PRESETS.items():

@@ -5,6 +5,7 @@
 imported everything but has never touched a device: a start then takes what it takes without the imports.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ import llm.train
 from llm import cli
 
 KILLS, STEPS = 20, 140  # the latter of tests/tiniest.py
+AIMED = (5, 11, 17)  # kills that wait for a save to be under way
 
 
 def start(arguments: list[str], log: pathlib.Path) -> int:
@@ -82,20 +84,30 @@ def newest_whole(folder: pathlib.Path) -> int:
     return 0
 
 
+def unfinished(folder: pathlib.Path) -> set[tuple[str, int]]:
+    """The steps' folders, each by its name and inode, that have no manifest: written now, or cut off by a kill."""
+    found = set()
+    for place in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if place.name.isdigit() and not (place / "manifest.json").exists():
+                found.add((place.name, place.stat().st_ino))
+    return found
+
+
 def ended(child: int) -> int | None:
     """The exit code of a child, or None while it runs."""
     found, status = os.waitpid(child, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if found else None
 
 
-def wait(child: int, until: Callable[[], bool], seconds: float) -> int | None:
+def wait(child: int, until: Callable[[], bool], seconds: float, pause: float = 0.01) -> int | None:
     """Waits until something is so, or the child has ended, whose exit code it returns."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         code = ended(child)
         if code is not None or until():
             return code
-        time.sleep(0.01)
+        time.sleep(pause)
     os.kill(child, signal.SIGKILL)
     raise TimeoutError("nothing more was written")
 
@@ -115,19 +127,22 @@ def main(corpus: str, folder: pathlib.Path, seed: int) -> dict:
 
     starts = []
     while True:
-        last = len(starts) == KILLS
-        before, expected = max(rows(killed), default=0), newest_whole(killed / "checkpoints")
+        last, aimed = len(starts) == KILLS, len(starts) in AIMED
+        checkpoints = killed / "checkpoints"
+        before, expected, cut_off = max(rows(killed), default=0), newest_whole(checkpoints), unfinished(checkpoints)
         log = folder / f"killed-{len(starts)}.txt"
         child = start([*arguments, f"--workdir={killed}"], log)
         if last:
             code = wait(child, lambda: False, 300)
         else:
             # Half of them while it starts, half in the steps after it or in the saves between them.
-            passes = passed(draw.random() * startup if draw.random() < 0.5 else 200)
-            reaches = reached(killed, min(expected + draw.randint(1, 30), STEPS - 2))
+            passes = passed(draw.random() * startup if draw.random() < 0.5 and not aimed else 200)
+            reaches = reached(killed, min(expected + (1 if aimed else draw.randint(1, 30)), STEPS - 2))
             began = time.monotonic()
             code = wait(child, lambda: passes() or reaches(), 300)  # noqa: B023 # called at once
-            if reaches():
+            if aimed and code is None:
+                code = wait(child, lambda: bool(unfinished(checkpoints) - cut_off), 300, 0.0005)  # noqa: B023
+            elif reaches():
                 startup = min(startup, time.monotonic() - began)  # what was compiled and prepared is not again
                 time.sleep(draw.random() * 0.03)
             if code is None:
@@ -135,7 +150,13 @@ def main(corpus: str, folder: pathlib.Path, seed: int) -> dict:
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         resumed = re.findall(r"^resuming at step (\d+) of", log.read_text(), re.MULTILINE)
         starts.append(
-            {"code": code, "rows": before, "whole": expected, "resumed": int(resumed[0]) if resumed else None}
+            {
+                "code": code,
+                "rows": before,
+                "whole": expected,
+                "resumed": int(resumed[0]) if resumed else None,
+                "in_a_save": bool(unfinished(checkpoints) - cut_off),
+            }
         )
         if last:
             return {"starts": starts, "last": log.read_text()[-2000:]}

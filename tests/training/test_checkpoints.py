@@ -1,15 +1,19 @@
 """Checkpoints: which stay, what they are restored onto, what is told of them, and writes that fail."""
 
 import json
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from llm.training.checkpoint import Retention
+from llm.errors import InputError
+from llm.training.checkpoint import Checkpoints, Retention
 from tests.helpers import ROOT, assert_refused, assert_refused_last, command, environment, tiny, verb
 
 OTHER_MESHES = """
@@ -122,6 +126,40 @@ def test_another_mesh_and_another_dtype(tmp_path):
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=580,
     )  # fmt: skip
     assert result.returncode == 0 and result.stdout.splitlines()[-1] == "all equal", result.stderr
+
+
+def test_what_does_not_fit_is_named_and_casts_are_said(tmp_path):
+    said = []
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1, said.append)
+
+    def tree(**shapes):
+        return {"params": {name: jnp.ones(shape) for name, shape in shapes.items()}, "step": jnp.zeros((), jnp.int32)}
+
+    checkpoints.save(3, tree(a=(2, 3), b=(4,)), fingerprints={})
+    checkpoints.wait()
+    for target, faults in {
+        "lacks": (tree(a=(2, 3), b=(4,), c=(1,)), "it lacks params/c; "),
+        "beside": (tree(a=(2, 3)), "it has beside params/b; "),
+        "shape": (tree(a=(3, 2), b=(4,)), "of another shape is params/a (saved 2x3, wanted 3x2); "),
+        "all": (
+            tree(a=(3,), **dict.fromkeys("cdefg", (1,))),
+            "it lacks params/c, params/d, params/e and 2 more; it has beside params/b; of another shape is params/a (",
+        ),
+    }.values():
+        with pytest.raises(InputError) as refused:
+            checkpoints.restore(3, target)
+        text = str(refused.value)
+        assert f"{tmp_path / 'checkpoints' / '3'} does not fit this model: {faults}" in text and "\n" not in text, text
+        assert "give the config that it was saved with" in text
+    for part, fault in ((tree(c=(1,)), "it lacks params/c"), (tree(a=(9,)), "params/a (saved 2x3, wanted 9)")):
+        with pytest.raises(InputError, match=re.escape(fault)):
+            checkpoints.restore_part(3, {"params": part["params"]})
+    assert said == []
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree(a=(2, 3), b=(4,))["params"])
+    for _ in range(2):
+        found = checkpoints.restore_part(3, {"params": half})["params"]
+        assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
+    assert said == ["checkpoint 3 is cast: params/a, params/b from float32 to bfloat16"]
 
 
 def facts(**numbers):

@@ -32,7 +32,7 @@ NAN = 3
 
 def faulty(arguments, step):
     """The command line of a run whose batch of a step is not of numbers."""
-    faults = json.dumps({"late": [0, ""], "short": 0, "nan": step})
+    faults = json.dumps({"late": [0, ""], "short": 0, "nan": step, "slow": 0, "last": [0, ""]})
     return [sys.executable, "-m", "tests.training.faulty", faults, *map(str, arguments)]
 
 
@@ -159,6 +159,13 @@ def test_what_one_process_cannot_do_ends_both(corpus, tmp_path):
         ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:5"}, {}),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun -x JAX_COORDINATOR_ADDRESS"),
+        ({"PMI_SIZE": "1", "PMI_RANK": "0"}, None),
+        ({"PMI_SIZE": "4", "PMI_RANK": "3"}, "PMI_SIZE=4.*mpiexec -genv JAX_COORDINATOR_ADDRESS HOST:PORT"),
+        ({"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "PMI_SIZE": "2"}, {}),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h:1", "PMI_SIZE": "4", "PMI_RANK": "3"},
+            {"coordinator_address": "h:1", "num_processes": 4, "process_id": 3},
+        ),
         ({"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
         ({"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES is set and JAX_PROCESS_ID is not"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2 with JAX_NUM_PROCESSES=2"),

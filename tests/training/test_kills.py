@@ -25,6 +25,7 @@ def test_twenty_kills_at_random_moments_change_nothing(corpus, tmp_path):
     starts = found["starts"]
     assert [start["code"] for start in starts] == [-9] * 20 + [0], found["last"]
 
+    assert sum(start["in_a_save"] for start in starts) >= 1, starts
     resumed = [start for start in starts if start["resumed"] is not None]
     assert len({start["resumed"] for start in resumed}) >= 4
     for start in starts:

@@ -97,7 +97,7 @@ def test_chunks_without_a_masked_token_are_not_computed():
     hidden = jnp.concatenate([jnp.ones((4, 4)), jnp.full((8, 4), jnp.nan)])
     wanted = jnp.arange(12) < 3
     table, targets = parameters()["out"], jnp.zeros(12, jnp.int32)
-    run = jax.jit(lambda h: losses.chunked_cross_entropy(lambda p, x: x @ p, table, h, targets, 4, 0.0, wanted))
+    run = jax.jit(lambda h: losses.chunked_cross_entropy(lambda p, x: x @ p, table, h, targets, 4, 0.0, wanted)[0])
     assert np.isfinite(run(hidden)).all() and np.count_nonzero(run(hidden)) == 3
 
 
@@ -122,6 +122,34 @@ def test_the_balance_and_router_of_experts_count_means_by_what_the_loss_weighs()
     (_, plain), _ = mean_of("causal", b, params)
     more = 0.1 * 1.5 + 0.2 * 4.0
     np.testing.assert_allclose(found["loss"][0] - plain["loss"][0], more * b["weights"].sum(), rtol=1e-4)
+
+
+def log_sums(logits):
+    return np.log(np.exp(np.asarray(logits, np.float64)).sum(-1))
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "chat", "classification", "span_qa"])
+def test_the_z_loss_is_a_loss_of_its_own_beside_the_cross_entropy(kind):
+    """By hand, over what the cross-entropy weighs; a validation does not have it."""
+    b, params, z = batch(), parameters(), 0.01
+    hidden = np.asarray(params["table"][b["tokens"]], np.float64)
+    if kind == "classification":
+        b |= {"labels": jnp.array([0, 1, 1]), "weights": jnp.array([1.0, 1.0, 0.0])}
+        squares = log_sums(hidden.mean(1) @ params["pair"]) ** 2
+    elif kind == "span_qa":
+        b |= {"starts": jnp.array([1, 2, 0]), "ends": jnp.array([3, 2, 0]), "weights": jnp.array([1.0, 1.0, 0.0])}
+        squares = (log_sums(np.moveaxis(hidden @ params["pair"], 2, 0)) ** 2).mean(0)
+    else:
+        squares = log_sums(hidden @ params["out"]) ** 2
+    for chunk in (None, 4):
+        (_, plain), _ = mean_of(kind, b, params, Settings(chunk))
+        (_, found), _ = mean_of(kind, b, params, Settings(chunk, z_loss=z))
+        total, weight = found["z_loss"]
+        assert weight == b["weights"].sum() == found["loss"][1] and "z_loss" not in plain
+        np.testing.assert_allclose(total, z * (squares * b["weights"]).sum(), rtol=1e-4)
+        np.testing.assert_allclose(found["loss"][0] - total, plain["loss"][0], rtol=1e-5)
+        rows, _ = jax.jit(losses.row_losses(Linear(), kind, chunk))(params, b)
+        np.testing.assert_allclose(rows.sum(), plain["loss"][0], rtol=1e-5)
 
 
 def test_classification_by_hand_and_rows_that_fill_up_a_batch():
@@ -167,10 +195,10 @@ def test_contrastive_loss_by_hand_leaves_out_rows_without_weight():
 
 def test_the_settings_of_a_run_reach_its_loss():
     training = TrainingSpec(
-        loss_chunk=4, label_smoothing=0.1, balance_weight=0.2, router_z_weight=0.05, temperature=0.3
+        loss_chunk=4, label_smoothing=0.1, balance_weight=0.2, router_z_weight=0.05, temperature=0.3, z_loss=0.01
     )
     found = losses.settings(ObjectiveSpec(kind="masked", mask_rate=0.2), training)
-    assert found == Settings(4, 0.1, 0.2, 0.05, 0.3, 0.2)
+    assert found == Settings(4, 0.1, 0.2, 0.05, 0.3, 0.2, z_loss=0.01)
 
 
 def test_every_objective_of_the_data_has_a_loss():

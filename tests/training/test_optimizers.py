@@ -172,6 +172,18 @@ def test_warm_up_stable_decay_at_its_corners():
         optimizer.schedule(dataclasses.replace(spec, warmup_steps=801), 1000)
 
 
+def test_the_other_schedules_at_their_corners():
+    for name, warmup, at, want in [
+        ("linear", 100, (0, 50, 100, 550, 1000, 5000), (0, 1, 2, 1.1, 0.2, 0.2)),
+        ("linear", 0, (0, 500, 1000), (2, 1.1, 0.2)),
+        ("inverse_sqrt", 100, (0, 25, 100, 400, 900, 10_000), (0, 0.5, 2, 1, 2 / 3, 0.2)),
+        ("constant", 100, (0, 50, 100, 101, 5000), (0, 1, 2, 2, 2)),
+        ("constant", 0, (0, 1, 5000), (2, 2, 2)),
+    ]:
+        rate = optimizer.schedule(OptimizerSpec(2.0, warmup_steps=warmup, schedule=name), 1000)
+        np.testing.assert_allclose([rate(n) for n in at], want, rtol=1e-6, atol=1e-6, err_msg=f"{name} {warmup}")
+
+
 # --- factors on the rate ----------------------------------------------------------------------------------------------
 
 

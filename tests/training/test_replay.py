@@ -15,7 +15,7 @@ from llm.training import losses, replay, state
 from llm.training.diagnostics import Saved, nearest
 
 LAYERS = 3
-MODEL = build(GPTSpec(vocab_size=32, context=8, layers=LAYERS, width=8, heads=2, dropout=0.2, remat=True))
+MODEL = build(GPTSpec(vocab_size=32, context=8, layers=LAYERS, width=8, heads=2, dropout=0.2, remat="all"))
 LOSS = losses.next_token(MODEL, 8)
 MESH = sharding.make_mesh(sharding.MeshSpec())
 OPTIMIZER = optax.adam(0.1)

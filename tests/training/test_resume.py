@@ -75,6 +75,7 @@ def assert_same_run(workdir, other):
         assert summaries[0][name] == summaries[1][name], name
 
 
+@pytest.mark.slow  # tests/training/test_kills.py has twenty kills at any moment; here one falls into a save for certain
 def test_killed_again_and_again_it_ends_bit_equal(finished_run, corpus, tmp_path, monkeypatch):
     """SIGKILL in preparation, compilation and while saving, of processes that each compile for themselves; each time
     the same command goes on. `test_kills` has random moments of steps and saves.

@@ -1,7 +1,9 @@
 """The pure train step and its parts, by arithmetic: losses, accumulation, clipping, skipping, schedule, decay."""
 
 import dataclasses
+import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +13,14 @@ import pytest
 from llm import sharding
 from llm.errors import InputError
 from llm.models import build
+from llm.models.contract import Output
 from llm.models.gpt import GPTSpec
+from llm.nn.parameter import parameter
 from llm.sharding import MeshSpec
 from llm.training import losses, optimizer, roles, state
 from llm.training.spec import OptimizerSpec
 from llm.training.step import compile_train_step, put_batch, train_step
+from tests.quick import quick
 
 SPEC = OptimizerSpec(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, clip_norm=None)
 
@@ -23,22 +28,29 @@ SPEC = OptimizerSpec(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, clip_n
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("z", [0.0, 0.3])
 @pytest.mark.parametrize("chunk", [None, 1, 4, 5, 13, 64])
-def test_chunked_cross_entropy_equals_float64(chunk):
+def test_chunked_cross_entropy_and_z_loss_equal_float64(chunk, z):
     rng = np.random.default_rng(0)
     hidden, table = rng.normal(size=(13, 6)), rng.normal(size=(11, 6))
     targets, weights = rng.integers(0, 11, 13), rng.random(13)
 
     def loss(table, hidden):
-        nats = losses.chunked_cross_entropy(lambda p, h: h @ p.T, table, hidden, jnp.asarray(targets), chunk)
-        return jnp.sum(nats * weights), nats
+        nats, z_terms = losses.chunked_cross_entropy(
+            lambda p, h: h @ p.T, table, hidden, jnp.asarray(targets), chunk, z_loss=z
+        )
+        assert (z_terms is None) == (z == 0)
+        z_terms = jnp.zeros(13) if z_terms is None else z_terms
+        return jnp.sum((nats + z_terms) * weights), (nats, z_terms)
 
     run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-    (_, nats), (dtable, dhidden) = run(jnp.float32(table), jnp.float32(hidden))
+    (_, (nats, z_terms)), (dtable, dhidden) = run(jnp.float32(table), jnp.float32(hidden))
     logits = hidden @ table.T
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    d = (p - np.eye(11)[targets]) * weights[:, None]
+    log_sums = np.log(np.exp(logits).sum(-1))
+    p = np.exp(logits - log_sums[:, None])
+    # The log-sum-exp changes with each logit by its probability.
+    d = (p - np.eye(11)[targets] + z * 2 * log_sums[:, None] * p) * weights[:, None]
+    np.testing.assert_allclose(z_terms, z * log_sums**2, atol=1e-5)
     np.testing.assert_allclose(nats, -np.log(p[np.arange(13), targets]), atol=1e-5)
     np.testing.assert_allclose(dtable, d.T @ hidden, atol=1e-5)
     np.testing.assert_allclose(dhidden, d @ table, atol=1e-5)
@@ -46,7 +58,7 @@ def test_chunked_cross_entropy_equals_float64(chunk):
 
 def test_chunked_loss_never_holds_all_logits():
     def temporary(tokens, chunk):
-        f = jax.grad(lambda t, h: losses.chunked_cross_entropy(lambda p, x: x @ p.T, t, h, jnp.zeros(tokens, int), chunk).sum())  # fmt: skip  # noqa: E501
+        f = jax.grad(lambda t, h: losses.chunked_cross_entropy(lambda p, x: x @ p.T, t, h, jnp.zeros(tokens, int), chunk)[0].sum())  # fmt: skip  # noqa: E501
         args = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((5000, 8), (tokens, 8)))
         return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
@@ -108,6 +120,7 @@ def test_one_step_is_adam_on_the_weighted_mean():
     )
     np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
     assert metrics["weight"] == batch["weights"].sum() and metrics["learning_rate"] == np.float32(0.1)
+    np.testing.assert_allclose(metrics["update_norm/mlp"], np.linalg.norm(np.float64(got) - kernel), rtol=1e-5)
 
 
 def test_micro_batches_of_unlike_weight():
@@ -164,13 +177,42 @@ def test_a_step_without_a_finite_gradient_changes_only_the_counters(bad):
     poisoned["x"][0, 0] = bad
     poisoned["weights"][0, 0] = 1
     skipped, metrics = step(s, poisoned)
-    assert metrics["skipped"] == 1 and metrics["skipped_in_a_row"] == 1
+    assert metrics["skipped"] == 1 and metrics["skipped_in_a_row"] == 1 and metrics["update_norm/mlp"] == 0
     assert (int(skipped.step), int(skipped.skipped), int(skipped.skipped_in_a_row)) == (2, 1, 1)
     for a, b in zip(jax.tree.leaves((s.params, s.opt_state)), jax.tree.leaves((skipped.params, skipped.opt_state))):
         np.testing.assert_array_equal(a, b)
     after, metrics = step(skipped, ragged(seed=2))
     assert int(after.skipped_in_a_row) == 0 and int(after.skipped) == 1
     np.testing.assert_allclose(metrics["learning_rate"], 0.1 * 1 / 4, rtol=1e-6)  # the second update, not the third
+    before, moved = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(one.params)]) for one in (skipped, after))
+    np.testing.assert_allclose(metrics["update_norm/mlp"], np.linalg.norm(moved - before), rtol=1e-3)
+
+
+def test_bfloat16_is_of_activations_alone():
+    """The policy of `llm.nn`: losses near float32's; parameters, gradients, moments and the average in float32."""
+    spec, found = dataclasses.replace(SPEC, learning_rate=0.01), {}
+    tokens = np.random.default_rng(0).integers(0, 19, (4, 9)).astype(np.int32)
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": np.ones((4, 8), np.float32)}
+    batch["segments"] = np.ones((4, 8), np.int32)
+    for dtype in ("float32", "bfloat16"):
+        recipe = state.Recipe(model(dtype=dtype), optimizer.build(spec, 10), ema_decay=0.9)
+        loss, s = losses.next_token(recipe.model, 8), quick(lambda r=recipe: r.create(unbox=nn.unbox))()
+        gradients = jax.eval_shape(jax.grad(lambda p, f=loss: f(p, batch)["loss"][0]), s.params)
+        step = quick(
+            functools.partial(
+                train_step, loss=loss, optimizer=recipe.optimizer, schedule=lambda n: n, clip_norm=1.0, ema_decay=0.9
+            )
+        )
+        values = []
+        for _ in range(3):
+            s, metrics = step(s, batch)
+            values.append(metrics["loss"])
+        kept = jax.tree.leaves((s.params, s.ema, s.opt_state, gradients, metrics))
+        assert {x.dtype for x in kept if jnp.issubdtype(x.dtype, jnp.floating)} == {jnp.dtype(jnp.float32)}
+        found[dtype] = np.array(values)
+    assert (np.diff(found["float32"]) < 0).all()
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=0.02)
+    assert (found["bfloat16"] != found["float32"]).all()
 
 
 # --- schedule, decay, sharding ----------------------------------------------------------------------------------------
@@ -198,9 +240,9 @@ def test_the_schedule_counts_updates_not_micro_batches():
     assert int(s.step) == 2 and int(s.opt_state[-1].count) == 2
 
 
-def model():
+def model(**more):
     return build(GPTSpec(vocab_size=19, context=8, layers=2, width=16, heads=2, bias=True, norm="layer", tied=False,
-                         position="learned", qk_norm=True))  # fmt: skip
+                         position="learned", qk_norm=True, **more))  # fmt: skip
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -220,6 +262,27 @@ def test_a_parameter_without_a_role_is_an_error():
         roles.role("stack/new/thing")
     with pytest.raises(ValueError, match="logical axis 'nowhere' has no rule"):
         sharding.partition_spec(("nowhere",))
+
+
+class Plain(nn.Module):
+    """A model with a parameter that was made without the names of its axes."""
+
+    carries = False
+
+    @nn.compact
+    def __call__(self, batch, train=False):
+        table = parameter(self, "table", nn.initializers.ones, ("vocab", "embed"), (4, 2))
+        return Output((table * self.param("forgotten", nn.initializers.ones, (2,)))[batch["tokens"]])
+
+    def unembed(self, hidden_BTD):
+        return hidden_BTD
+
+
+def test_a_parameter_without_the_names_of_its_axes_is_an_error():
+    recipe, mesh = state.Recipe(Plain(), optax.identity()), sharding.make_mesh(MeshSpec())
+    for use in (state.state_shardings, state.check_mesh, state.create):
+        with pytest.raises(ValueError, match="parameter forgotten does not name its axes.*llm.nn.parameter"):
+            use(recipe, mesh)
 
 
 def test_the_parameter_table_covers_every_parameter():

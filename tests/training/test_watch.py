@@ -37,6 +37,7 @@ def init(**settings):
     return Run()
 """
 NAN, SHORT, LATE = 6, 8, 12
+SAVED, STEPS = 5, 16
 
 
 def started(folder, faults, arguments):
@@ -54,17 +55,19 @@ def watched(tmp_path_factory, corpus):
     folder = tmp_path_factory.mktemp("watched")
     (folder / "modules").mkdir()
     (folder / "modules" / "wandb.py").write_text(WANDB)
-    workdir, go_on = folder / "run", folder / "go-on"
+    workdir, go_on, end = folder / "run", folder / "go-on", folder / "end"
     arguments = tiny(
-        corpus, workdir, "training.steps=16", "training.log_every=1", "training.checkpoint_every=5",
+        corpus, workdir, f"training.steps={STEPS}", "training.log_every=1", f"training.checkpoint_every={SAVED}",
         "training.keep_checkpoints=5", "training.wandb=house", "model.layers=1",
     )  # fmt: skip
-    faults = {"late": [LATE, str(go_on)], "short": SHORT, "nan": NAN}
+    faults = {"late": [LATE, str(go_on)], "short": SHORT, "nan": NAN, "slow": SAVED, "last": [STEPS, str(end)]}
     process = started(folder, faults, [*arguments, "--profile=3:2"])
     try:
         while process.poll() is None:
             if f"step {LATE} has taken" in (folder / "stderr.txt").read_text():
                 go_on.touch()
+            if "the last save has taken" in (folder / "stderr.txt").read_text():
+                end.touch()
             time.sleep(0.1)
     finally:
         process.kill()
@@ -83,6 +86,34 @@ def test_a_hung_step_is_told_while_it_hangs(watched):
     assert stacks.index("thread batches") > 0 and "faulty.py" in stacks and "time.sleep" in stacks
     assert text.count(f"step {LATE} has taken") == 1
     assert float(re.search(r"goes on after ([\d.]+) s", after)[1]) > took
+
+
+def test_a_last_save_that_hangs_is_told_too(watched):
+    text = (watched[0] / "stderr.txt").read_text()
+    warning = text[text.index("the last save has taken") :]
+    stacks = warning[: warning.index("the last save goes on after")]
+    # The loop waits for the thread that writes, which is where the fault is.
+    assert "it may hang" in stacks and "thread MainThread" in stacks and "llm/training/checkpoint.py" in stacks
+    assert stacks.index("thread checkpoint") > 0 and "faulty.py" in stacks
+
+
+def test_steps_are_logged_while_a_checkpoint_is_written(watched):
+    assert int((watched[1] / "while-saving.txt").read_text()) > SAVED
+    assert (watched[1] / "checkpoints" / str(SAVED) / "manifest.json").is_file()
+
+
+def test_a_first_step_that_hangs_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(watch, "FIRST_SECONDS", 0.1)
+    said, deadline = "", time.time() + 20
+    with watch.HungSteps() as hung:
+        hung.begin(1)
+        while "thread MainThread" not in said and time.time() < deadline:
+            time.sleep(0.05)
+            said += capsys.readouterr().err
+        hung.begin(2)
+    said += capsys.readouterr().err
+    assert re.search(r"step 1 has taken [\d.]+ s: it may hang\nthread MainThread", said), said
+    assert said.count("step 1 has taken") == 1 == said.count("step 1 goes on after"), said
 
 
 def test_a_surplus_compile_names_what_changed(watched):
@@ -128,6 +159,9 @@ def test_the_record_has_speed_waiting_and_memory(watched):
     assert all(5e7 < row["memory_bytes"] <= row["peak_memory_bytes"] < 1e11 for row in found.values())
     summary = json.loads((watched[1] / "summary.json").read_text())
     np.testing.assert_allclose(summary["mfu"] / summary["tokens_per_second"], ratio[0], rtol=1e-6)
+    # From the start of the process: imports and compiling take their time.
+    assert 1 < summary["first_step_seconds"] < summary["total_seconds"] + 120
+    assert summary["first_step_cached"] in (True, False)
 
 
 def test_memory_is_the_devices_where_it_has_an_account(monkeypatch):

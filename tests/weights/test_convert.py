@@ -1,17 +1,23 @@
 """`llm.convert` as a user runs it: in, tried, written, evaluated, fine-tuned, out again."""
 
 import json
+import pickle
+import re
 import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from llm import convert, sharding, weights
 from llm.data import ObjectiveSpec, open_prepared
 from llm.data.loader import sequential
+from llm.run_folder import open_run
+from llm.tokenization import Tokenizer
+from llm.weights import writing
 from tests.helpers import assert_refused, verb
 from tests.weights.checkpoints import GOLDENS
-from tests.weights.test_sources import write_gguf
+from tests.weights.test_sources import Code, write_gguf
 
 # As Hugging Face's tokenizers say that a token stands before every text.
 TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]}
@@ -92,7 +98,59 @@ def test_out_and_in_again_is_bit_equal(run, tmp_path):
     assert_refused(verb("convert", f"--to={folder}", f"--workdir={run}"), "is not empty")
 
 
-@pytest.mark.parametrize("name", ["bert-classes", "bert-pretraining", "t5", "marian"])
+@pytest.mark.parametrize("name", ["gpt2", "t5", "marian", "bert-bare"])
+def test_other_families_go_out_and_come_in_again(tmp_path, tokens, monkeypatch, name):
+    """Tokenizer and settings; GPT-2 in parts, with all its ends; what sentence-transformers reads.
+
+    By the verb's functions, without the look at the model.
+    """
+    monkeypatch.setattr(sharding, "request_cpu_devices", lambda mesh: None)  # JAX has been used
+    checkpoint, run, theirs, again = (tmp_path / part for part in ("checkpoint", "run", "theirs", "again"))
+    shutil.copytree(GOLDENS / name, checkpoint)
+    if name == "marian":
+        shutil.copytree(GOLDENS.parent / name, checkpoint, dirs_exist_ok=True)
+    ends = [256, 257] if name == "gpt2" else 256
+    if name == "gpt2":
+        said = json.loads((checkpoint / "config.json").read_text()) | {"eos_token_id": ends}
+        (checkpoint / "config.json").write_text(json.dumps(said))
+        monkeypatch.setattr(writing, "PART_BYTES", 9000)
+    convert.take_in(str(checkpoint), str(run), None if name == "marian" else str(tokens))
+    convert.main([f"--to={theirs}", f"--workdir={run}"])
+    convert.take_in(str(theirs), str(again))
+
+    tensors, first = weights.open_source(str(theirs)).tensors, load_file(checkpoint / "model.safetensors")
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor.read(), first[key], err_msg=key)
+    assert Tokenizer.load(run / "tokenizer.json").fingerprint == Tokenizer.load(again / "tokenizer.json").fingerprint
+    one, two = (json.loads((folder / "config.json").read_text()) for folder in (run, again))
+    assert one["model"] == two["model"] and one["generation"] == two["generation"]
+    assert one["generation"]["ends"] == ([257] if name == "gpt2" else [])
+    if name != "bert-bare":
+        assert json.loads((theirs / "config.json").read_text())["eos_token_id"] == ends
+
+    parts = sorted(path.name for path in theirs.glob("*.safetensors"))
+    if name != "gpt2":
+        assert parts == ["model.safetensors"]
+    else:
+        assert parts == [f"model-{n:05d}-of-{len(parts):05d}.safetensors" for n in range(1, len(parts) + 1)]
+        index = json.loads((theirs / "model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == sum(x.nbytes for x in first.values())
+        for part in parts:
+            held = load_file(theirs / part)
+            assert sorted(held) == sorted(key for key, where in index["weight_map"].items() if where == part)
+            assert len(held) == 1 or sum(x.nbytes for x in held.values()) <= 9000
+    if name == "bert-bare":
+        modules = json.loads((theirs / "modules.json").read_text())
+        assert [module["type"].split(".")[-1] for module in modules] == ["Transformer", "Pooling", "Normalize"]
+        assert all((theirs / module["path"]).is_dir() for module in modules)
+        pooling = json.loads((theirs / "1_Pooling" / "config.json").read_text())
+        assert pooling["word_embedding_dimension"] == 16
+        assert [key for key, on in pooling.items() if on is True] == ["pooling_mode_mean_tokens"]
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "bert-answers", "bert-classes", "bert-pretraining", "t5", "t5-v1.1", "marian"]
+)
 def test_other_families_come_in(tmp_path, tokens, name):
     given = [f"--from={GOLDENS / name}", f"--tokenizer={tokens}"]
     if name == "marian":  # a folder as it is published, with its own tokenizer
@@ -101,21 +159,47 @@ def test_other_families_come_in(tmp_path, tokens, name):
         tensors = load_file(tmp_path / name / "model.safetensors")
         tensors["final_logits_bias"][:, 258] = 1e3  # it would write nothing but padding
         save_file(tensors, tmp_path / name / "model.safetensors")
-        given = [f"--from={tmp_path / name}"]
+        given = [f"--from={tmp_path / name}", "--prompt=>> no code"]
     result = verb("convert", *given, f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 0, result.stderr
     if name == "bert-classes":
         assert json.loads((tmp_path / "run" / "imported.json").read_text())["labels"] == ["good", "bad", "ugly"]
         assert_refused(verb("generate", f"--workdir={tmp_path / 'run'}", "--prompt=x"), "writes nothing")
+        classes_are_tuned(tmp_path)
     else:
-        assert ("writes" in result.stdout) == (name != "bert-pretraining")
+        assert ("writes" in result.stdout) == (not name.startswith("bert"))
     generation = json.loads((tmp_path / "run" / "config.json").read_text())["generation"]
     assert generation["banned"] == ([258] if name == "marian" else []) and generation["opening"] == ""
     if name == "marian":
+        assert re.search(r"writes +'ein ein ein", result.stdout), result.stdout  # and not the padding
         given = f"--workdir={tmp_path / 'run'}", "--prompt=>> no code", "--max-tokens=12", "--temperature=0"
         assert " ".join(["ein"] * 12) in verb("generate", *given).stdout  # as transformers, tests/goldens/marian.json
         assert_refused(verb("generate", *given, "--logit-bias=258:5"), "names a token twice")
         translations_are_scored(tmp_path)
+
+
+def classes_are_tuned(folder):
+    rows = [{"text": f"{n}: {name}", "kind": name, "id": f"{name}{n}"} for name in ("good", "bad", "ugly")
+            for n in range(8)]  # fmt: skip
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = verb(
+        "train", f"--config={folder / 'run' / 'config.json'}", f"--workdir={folder / 'tuned'}",
+        f"--config.data.train={folder / 'texts.jsonl'}", "--config.data.label=kind", "--config.data.packing=whole",
+        "--config.data.validation_fraction=0.2", "--config.training.steps=2", "--config.training.batch_size=4",
+        "--config.training.validate_every=2", "--config.optimizer.warmup_steps=1",
+        "--config.optimizer.learning_rate=1e-9",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    count = re.search(r"step 0: (\d+) of (\d+) parameter arrays", result.stdout)
+    assert count is not None and count[1] == count[2], result.stdout
+    assert "accuracy" in json.loads((folder / "tuned" / "summary.json").read_text())["validation"]
+    # The data has its classes in another order, and each has kept its own column.
+    old, new = (open_run(str(folder / name)) for name in ("run", "tuned"))
+    assert old.labels != new.labels and sorted(old.labels) == sorted(new.labels)
+    heads = [run.params["class_head"]["output"]["kernel"] for run in (old, new)]
+    for name in old.labels:
+        theirs, ours = (np.asarray(head)[:, run.labels.index(name)] for head, run in zip(heads, (old, new)))
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def translations_are_scored(folder):
@@ -225,5 +309,15 @@ def test_refusals_leave_no_run(tmp_path, tokens, run):
     save_file(tensors, checkpoint / "model.safetensors")
     assert_refused(verb("convert", *given, f"--tokenizer={tokens}"), "ln_1.bias: numbers of type I32")
     assert not list(workdir.iterdir())
+    said = json.loads((GOLDENS / "gpt2" / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(said | {"model_type": "mamba"}))
+    assert_refused(verb("convert", *given, f"--tokenizer={tokens}"), "model_type 'mamba'; there are gpt2")
+    (checkpoint / "config.json").write_text(json.dumps(said))
+    (checkpoint / "model.safetensors").write_bytes((GOLDENS / "gpt2" / "model.safetensors").read_bytes()[:-100])
+    assert_refused(verb("convert", *given, f"--tokenizer={tokens}"), "model.safetensors is damaged")
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps({"wte.weight": Code(tmp_path / "made")}))
+    assert_refused(verb("convert", *given, f"--tokenizer={tokens}"), "mkdir, which is no tensor", "nothing of it was")
+    assert not list(workdir.iterdir()) and not (tmp_path / "made").exists()
     golden = f"--from={GOLDENS / 'gpt2'}", f"--tokenizer={tokens}"
     assert_refused(verb("convert", *golden, f"--workdir={run}"), "holds a run already")

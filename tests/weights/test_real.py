@@ -16,7 +16,7 @@ from llm.tokenization.loading import tokenizer_from
 from llm.weights.layout import Row, Table, linear, load, norm
 from llm.weights.sources import Tensor
 from llm.weights.torch_pickle import TorchFile
-from tests.helpers import assert_refused, verb
+from tests.helpers import ROOT, assert_refused, verb
 from tests.weights.checkpoints import read
 from tests.weights.fetch import place
 
@@ -53,6 +53,12 @@ def test_smollm2_knows_the_capital_of_france(tmp_path):
     perplexity, tokens = re.search(r"perplexity +([\d.]+) of a paragraph of (\d+)", result.stdout).groups()  # pyright: ignore
     assert int(tokens) == 75 and abs(float(perplexity) - 29.94) < 0.02
     assert json.loads((run / "config.json").read_text())["model"]["kv_heads"] == 3
+    # In context and packed, each of which README has by itself.
+    shots = f"--few-shot={ROOT / 'experiments' / 'capitals.jsonl'}", "--prompt=Japan", "--weights=int8"
+    how = f"--workdir={run}", "--temperature=0", "--max-tokens=8"
+    result = verb("generate", *how, *shots, JAX_DISABLE_MOST_OPTIMIZATIONS="0")
+    assert result.returncode == 0 and result.stdout.strip() == "Tokyo", (result.stdout, result.stderr)
+    assert "MB in place of 538" in result.stderr, result.stderr
 
 
 def test_minilm_gives_the_similarities_of_its_card(tmp_path):

@@ -1,8 +1,12 @@
 """Formats: parts with an index, torch's pickles old and new and those with code in them, GGUF, half precision."""
 
+import collections
+import io
 import json
 import pickle
 import shutil
+import sys
+import types
 import zipfile
 
 import numpy as np
@@ -58,6 +62,60 @@ def test_torch_files(tmp_path, kind):
     (folder / "pytorch_model.bin").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match="pytorch_model.bin"):
         read(folder)
+
+
+def test_parts_of_torch_files(tmp_path, monkeypatch):
+    folder, tensors = folder_of(tmp_path), load_file(THEIRS)
+    names = sorted(tensors)
+    parts = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+    for part, mine in parts.items():
+        write_torch(folder / part, {name: tensors[name] for name in mine}, monkeypatch)
+    index = {"weight_map": {name: part for part, mine in parts.items() for name in mine}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    found = weights.open_source(str(folder)).tensors
+    assert sorted(found) == names
+    for name in names:
+        np.testing.assert_array_equal(found[name].read(), tensors[name])
+    (folder / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(InputError, match="names pytorch_model-00002-of-00002.bin: fetch the whole"):
+        weights.open_source(str(folder))
+
+
+def write_torch(path, tensors, monkeypatch):
+    """Float32 tensors as torch.save archives them."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+
+    def _rebuild_tensor_v2(*_):
+        raise NotImplementedError
+
+    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    storage = type("FloatStorage", (), {"__module__": "torch"})
+    utils.__dict__["_rebuild_tensor_v2"], torch.__dict__["FloatStorage"] = _rebuild_tensor_v2, storage
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+    class Numbers:
+        def __init__(self, key, x):
+            self.key, self.x = key, x
+
+        def __reduce__(self):
+            strides = tuple(n // 4 for n in self.x.strides)
+            return _rebuild_tensor_v2, (Kept(self), 0, self.x.shape, strides, False, collections.OrderedDict())
+
+    class Kept:
+        def __init__(self, of):
+            self.of = of
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            return ("storage", storage, obj.of.key, "cpu", obj.of.x.size) if isinstance(obj, Kept) else None
+
+    with zipfile.ZipFile(path, "w") as file:
+        data = io.BytesIO()
+        Pickler(data, 2).dump({name: Numbers(str(key), x) for key, (name, x) in enumerate(tensors.items())})
+        file.writestr("archive/data.pkl", data.getvalue())
+        for key, x in enumerate(tensors.values()):
+            file.writestr(f"archive/data/{key}", np.ascontiguousarray(x).tobytes())
 
 
 class Code:
@@ -117,33 +175,59 @@ GGUF_NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "block_sparse_moe.gate": "ffn_gate_inp",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps",
 }  # fmt: skip
 
 
-def write_gguf(path):
-    """The golden Llama as llama.cpp's converter writes it: query and key rows of a head with pairs side by side."""
+def write_gguf(path, folder=GOLDENS / "llama"):
+    """A golden of the Llama family as llama.cpp's converter writes it.
+
+    Llama's and Mixtral's query and key rows of a head have pairs side by side; the experts of a layer are one tensor;
+    Llama 3's scaling is a tensor of what its frequencies are divided by.
+    """
     import gguf
 
-    config = json.loads((GOLDENS / "llama" / "config.json").read_text())
-    writer = gguf.GGUFWriter(path, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    kind = config["model_type"] if config["model_type"].startswith("qwen") else "llama"
+    heads, rope = config["num_attention_heads"], config["rope_parameters"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    writer = gguf.GGUFWriter(path, kind)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count(heads)
     writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(width)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    for name, x in load_file(GOLDENS / "llama" / "model.safetensors").items():
-        *layer, rest = name.removesuffix(".weight").split("layers.")[-1].partition(".")[::2] if "layers" in name else (
-            name.removesuffix(".weight"),)  # fmt: skip
-        prefix = f"blk.{layer[0]}." if layer else ""
-        if "q_proj" in name or "k_proj" in name:
-            heads = x.shape[0] // 4
-            x = x.reshape(heads, 2, 2, 16).swapaxes(1, 2).reshape(x.shape)
-        writer.add_tensor(f"{prefix}{GGUF_NAMES[rest]}.weight", x)
+    if config.get("num_local_experts"):
+        writer.add_expert_count(config["num_local_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", np.float32(llama3_divisors(rope, width)))
+    experts = {}
+    for name, x in load_file(folder / "model.safetensors").items():
+        base, _, end = name.rpartition(".")
+        block = ""
+        if "layers." in base:
+            number, _, base = base.split("layers.")[1].partition(".")
+            block = f"blk.{number}."
+        if "_proj" in base and kind == "llama" and base.split(".")[-1] in ("q_proj", "k_proj"):
+            x = x.reshape(-1, 2, width // 2, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
+        if ".experts." in base:
+            *_, expert, base = base.split(".")
+            experts.setdefault(f"{block}{GGUF_NAMES[base]}.{end}", {})[int(expert)] = x
+        else:
+            writer.add_tensor(f"{block}{GGUF_NAMES[base]}.{end}", x)
+    for name, each in experts.items():
+        writer.add_tensor(name, np.stack([each[e] for e in range(len(each))]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -151,12 +235,29 @@ def write_gguf(path):
     return path
 
 
-def test_gguf_is_the_same_model(tmp_path):
-    imported, _, params = read(write_gguf(tmp_path / "model.gguf"))
-    same, _, expected = read(GOLDENS / "llama")
+def llama3_divisors(rope, width):
+    """1 for short waves, the factor for long ones, and between them what interpolates the frequencies."""
+    wave = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, width, 2) / width)
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    share = np.clip((rope["original_max_position_embeddings"] / wave - low) / (high - low), 0, 1)
+    return 1 / ((1 - share) / factor + share)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-linear", "llama-llama3", "mixtral", "qwen2", "qwen3"])
+def test_gguf_is_the_same_model(tmp_path, name):
+    folder = tmp_path / name
+    shutil.copytree(GOLDENS / name, folder)
+    if name == "llama-llama3":  # heads of eight have short, middle and long waves at a published original context
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+        config["rope_parameters"] |= {"rope_theta": 5e5, "original_max_position_embeddings": 8192}
+        (folder / "config.json").write_text(json.dumps(config))
+    imported, _, params = read(write_gguf(tmp_path / "model.gguf", folder))
+    same, _, expected = read(folder)
     assert imported.spec == same.spec
-    for name, x in flat(expected).items():
-        np.testing.assert_array_equal(flat(params)[name], x, err_msg=name)
+    assert flat(params).keys() == flat(expected).keys()
+    for key, x in flat(expected).items():
+        np.testing.assert_array_equal(flat(params)[key], x, err_msg=key)
 
 
 def read_packed(path, packed, kind):
