@@ -136,7 +136,8 @@ def test_two_processes_evaluate_as_one_does(one_process, corpus, tmp_path):
     assert codes == [0, 0] and silent == [], (codes, said, silent)
     again = json.loads((workdir / "evaluation.json").read_text())
     for name, value in want["validation"].items():
-        np.testing.assert_allclose([found["validation"][name], again["validation"][name]], value, rtol=1e-6)
+        for other in (found, again):
+            np.testing.assert_allclose(other["validation"][name], value, rtol=1e-6)
 
 
 def test_what_one_process_cannot_do_ends_both(corpus, tmp_path):
