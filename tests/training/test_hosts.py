@@ -116,6 +116,8 @@ def test_two_processes_train_stop_together_and_one_goes_on(one_process, corpus, 
     assert summaries[0]["train_tokens"] == summaries[1]["train_tokens"]
     assert [summary["skipped_steps"] for summary in summaries] == [1, 1]
 
+    codes, (said, silent) = end(start_two([*arguments, "--debug-nans"]))
+    assert codes == [2, 2] and silent == [] and "one process looks at a step for all" in said[-1], (said, silent)
     result = verb("train", *arguments, "--debug-nans")
     assert result.returncode == 0 and f"step {NAN}: loss nan" in result.stdout, result.stderr
     assert result.stdout.splitlines()[-1].startswith("first: batch weights: 64 of 128 numbers are not finite")

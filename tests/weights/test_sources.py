@@ -1,6 +1,7 @@
 """Formats: parts with an index, torch's pickles old and new and those with code in them, GGUF, half precision."""
 
 import collections
+import functools
 import io
 import json
 import pickle
@@ -29,24 +30,28 @@ def folder_of(tmp_path, name="gpt2"):
     return folder
 
 
-def test_parts_and_their_index(tmp_path):
+def parts_are_read(tmp_path, parts, index, write):
+    """Writes GPT-2 in two files by write(tensors, path), reads it, and loses the second; the folder is given back."""
     folder, tensors = folder_of(tmp_path), load_file(THEIRS)
     names = sorted(tensors)
-    parts = {"a.safetensors": names[:7], "b.safetensors": names[7:]}
-    for part, mine in parts.items():
-        save_file({name: tensors[name] for name in mine}, folder / part)
-    index = {"weight_map": {name: part for part, mine in parts.items() for name in mine}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    places = {name: parts[number >= 7] for number, name in enumerate(names)}
+    for part in parts:
+        write({name: tensors[name] for name in names if places[name] == part}, folder / part)
+    (folder / index).write_text(json.dumps({"weight_map": places}))
     found = weights.open_source(str(folder)).tensors
     assert sorted(found) == names
     for name in names:
         np.testing.assert_array_equal(found[name].read(), tensors[name])
+    (folder / parts[1]).unlink()
+    with pytest.raises(InputError, match=f"names {parts[1]}: fetch the whole"):
+        weights.open_source(str(folder))
+    return folder
+
+
+def test_parts_and_their_index(tmp_path):
+    folder = parts_are_read(tmp_path, ["a.safetensors", "b.safetensors"], "model.safetensors.index.json", save_file)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
     with pytest.raises(InputError, match="expected an object weight_map"):
-        weights.open_source(str(folder))
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "b.safetensors").unlink()
-    with pytest.raises(InputError, match="names b.safetensors: fetch the whole"):
         weights.open_source(str(folder))
 
 
@@ -65,23 +70,12 @@ def test_torch_files(tmp_path, kind):
 
 
 def test_parts_of_torch_files(tmp_path, monkeypatch):
-    folder, tensors = folder_of(tmp_path), load_file(THEIRS)
-    names = sorted(tensors)
-    parts = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
-    for part, mine in parts.items():
-        write_torch(folder / part, {name: tensors[name] for name in mine}, monkeypatch)
-    index = {"weight_map": {name: part for part, mine in parts.items() for name in mine}}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    found = weights.open_source(str(folder)).tensors
-    assert sorted(found) == names
-    for name in names:
-        np.testing.assert_array_equal(found[name].read(), tensors[name])
-    (folder / "pytorch_model-00002-of-00002.bin").unlink()
-    with pytest.raises(InputError, match="names pytorch_model-00002-of-00002.bin: fetch the whole"):
-        weights.open_source(str(folder))
+    parts = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    write = functools.partial(write_torch, monkeypatch)
+    parts_are_read(tmp_path, parts, "pytorch_model.bin.index.json", write)
 
 
-def write_torch(path, tensors, monkeypatch):
+def write_torch(monkeypatch, tensors, path):
     """Float32 tensors as torch.save archives them."""
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
 
