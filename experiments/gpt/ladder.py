@@ -1,6 +1,6 @@
 """A scaling ladder: GPTs of growing width on Jane Austen's bytes, tokens in proportion to parameters, one rate for all.
 
-The learning rate is found at the base width and carried by muP (`model.width_base`; Yang et al. 2022). A law, loss =
+One learning rate is carried from width to width by muP (`model.width_base`; Yang et al. 2022). A law, loss =
 E + A C^-alpha, is fitted to all rungs but the largest, by compute and by parameters, and judged by the largest.
 
 Command:   python -m llm.sweep --config=experiments/gpt/ladder.py --workdir=runs/ladder
@@ -15,7 +15,8 @@ Score:     1.705 nats a byte (2.459 bits) by the largest, 98,304 parameters and 
            Of the rates 2^-8 to 2^-4, the best by muP is 2^-5 at width 32, 2^-5 at 64 and 2^-6 at 128, where 2^-5 is
            0.003 nats worse; by the standard parametrisation it falls from 2^-5 to 2^-6 and 2^-8. At width 128 the
            base's best rate costs 0.362 nats there and 0.003 by muP. At their best rates muP has 2.190 and 2.094 nats
-           at widths 64 and 128, the standard parametrisation 2.154 and 2.124
+           at widths 64 and 128, the standard parametrisation 2.154 and 2.124. The rungs have 2^-6: by 2^-5 the longer
+           trainings of widths 48 and 64 are worse, 1.966 and 1.754 (--config.optimizer.learning_rate=0.03125)
 
 The models have a head of their own. With one table for both ends (`:rates --config.model.tied=True`) the best of the
 rates was by muP 2^-6, 2^-8 and 2^-6, and at widths 64 and 128 it was 0.3 nats behind the standard parametrisation's.
