@@ -203,6 +203,7 @@ def test_disk_full_before_a_run(small_disk, corpus):
     assert_refused_last(refused, "MB free", "make room")
 
 
+@pytest.mark.long
 def test_disk_that_fills_up_during_a_run(small_disk, corpus):
     """Room at the start, none later: one line, what was saved stays, and the same command goes on."""
     disk = small_disk(8)

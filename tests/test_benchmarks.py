@@ -49,6 +49,7 @@ def test_check_only_holds_everything_against_the_oracle_and_says_who_is_missing(
     assert "TFLOP/s" not in result.stdout
 
 
+@pytest.mark.long
 def test_a_timed_run_writes_rows_and_picture_and_a_second_one_adds_to_them(tmp_path):
     ours = "--implementations=blockwise,jax.nn-xla"
     result = launch(ours, "--repeats=3", f"--out={tmp_path}", "--shapes=1,32,32,8,8,64,causal;1,64,64,8,8,64,causal")
@@ -208,6 +209,7 @@ def test_compile_gpu_says_when_the_packages_cannot_be_had(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.long
 def test_compile_tpu_reads_the_figures_of_each_kernel(tmp_path):
     out = tmp_path / "figures.json"
     result = subprocess.run(

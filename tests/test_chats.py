@@ -168,6 +168,7 @@ def test_a_resumed_preference_is_the_same_and_needs_its_reference(preferring, tm
     assert_refused_last(gone, "reference.npz is missing")
 
 
+@pytest.mark.long
 def test_adapters_learn_a_preference_from_the_same_beginning(preferring, tmp_path):
     _, (train, held, *start) = preferring
     settings = (*start, "training.lora_rank=2", "training.steps=6", "optimizer.learning_rate=0.02")

@@ -18,6 +18,7 @@ def launch(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.long
 def test_it_learns_its_texts_by_heart_and_gives_probabilities(tmp_path):
     (tmp_path / "probabilities.npy").write_text("an earlier run's")
     result = launch("--smoke", f"--workdir={tmp_path}", "--seed=3")

@@ -181,6 +181,7 @@ def test_translations_are_written_scored_and_asked_for(data, tmp_path):
     assert_refused(chat, "--chat needs a model that continues a text; this one reads a source")
 
 
+@pytest.mark.long
 def test_a_stopped_stream_goes_on_with_its_state(data, tmp_path):
     """The carried state is in the checkpoint: the run equals one that was never stopped, bit for bit (one device)."""
     whole, _ = run("stream", data, tmp_path / "whole", "training.steps=40", "training.checkpoint_every=5")

@@ -88,9 +88,9 @@ SECOND_QUERY_SEES_NOTHING = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", SECOND_QUERY_SEES_NOTHING)
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.long), True])
 def test_query_without_a_key(implementation, kind, dtype, jit):
     mask = SECOND_QUERY_SEES_NOTHING[kind]
     q = jnp.zeros((1, 2, 1, 4), dtype)
@@ -332,7 +332,7 @@ def test_blocks_of_other_documents_are_not_computed():
     assert computed_pairs(Mask(causal=True, q_segments_BT=segments, kv_segments_BS=segments)) == 3 + 1
 
 
-@pytest.mark.parametrize("dropout_rate", [0.0, 0.3])
+@pytest.mark.parametrize("dropout_rate", [pytest.param(0.0, marks=pytest.mark.long), 0.3])
 def test_sequence_shards_merged_by_their_lse_are_the_whole(implementation, dropout_rate):
     """Shards of queries against shards of keys, as on a ring: output, log-sum-exp and gradients (jitted, float32)."""
     B, T, N, K, H = 2, 24, 4, 2, 8

@@ -286,15 +286,22 @@ CALLS = {
 
 
 # A minute and more in the interpreter; the conformance table has their features in smaller cases.
-LONG = ("wide heads", "buckets, sinks, soft cap, dropout", "bias of keys, packing")
+SLOW = ("wide heads", "buckets, sinks, soft cap, dropout", "bias of keys, packing")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in CALLS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else [pytest.mark.long] if n != "causal" else [])
+        for n in CALLS
+    ],
+)
 def test_kernels_in_the_interpreter(name):
     with interpreted():
         both(**CALLS[name])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     jax.__version_info__ >= (0, 11),
     reason="the detector of jax 0.11 reports a copy into memory that was read before a barrier, in any ring",

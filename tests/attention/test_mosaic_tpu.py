@@ -89,7 +89,12 @@ CALLS = {
 
 # Every call on the oldest generation, on the others those that are hardest to fit.
 HARDEST = "window, soft cap, sinks, dropout", "bucket bias"
-COMPILED = [(topology, name) for topology in TOPOLOGIES for name in (CALLS if topology == "v5e:2x2" else HARDEST)]
+ALWAYS = ("v5e:2x2", "causal"), ("v5e:2x2", HARDEST[0]), ("v5e:2x2", "one query on a cache")
+COMPILED = [
+    pytest.param(topology, name, marks=[] if (topology, name) in ALWAYS else [pytest.mark.long])
+    for topology in TOPOLOGIES
+    for name in (CALLS if topology == "v5e:2x2" else HARDEST)
+]
 
 
 @pytest.mark.parametrize("topology, name", COMPILED)
@@ -139,6 +144,7 @@ SAFETY = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SAFETY)
 def test_no_races_and_nothing_out_of_bounds(name):
     """In the interpreter that runs grid steps on two cores, raises out of bounds and fills memory with NaN."""

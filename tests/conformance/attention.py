@@ -300,10 +300,10 @@ VARIANTS: dict[str, Variant] = {name: Variant(name, optimized=name != "reference
     "mosaic_gpu in bfloat16": Variant("mosaic_gpu", dtype="bfloat16", optimized=True),
     "mosaic_gpu interpreted in bfloat16": Variant("mosaic_gpu", gpu_interpreted, "bfloat16"),
 }
-# A case takes this interpreter ten seconds and more: these run always, the others where slow tests are asked for.
-GPU_INTERPRETED = {"positions", "no keys seen but sinks"}
-# What runs always of two variants, every feature alone and the crossings that have broken kernels; the other crossings,
-# which run always by "blockwise in small blocks" too, where slow tests are asked for.
+# A case takes this interpreter ten seconds and more: one runs always, one with the long tests, the others as slow ones.
+GPU_INTERPRETED = {"no keys seen but sinks"}, {"positions"}
+# Of two variants every feature alone runs always, the crossings that have broken kernels with the long tests; the other
+# crossings, which run always by "blockwise in small blocks" too, as slow ones.
 _ALONE = {
     "full", "causal", "causal window", "lengths", "prefix", "packing", "positions", "dense", "soft cap, scale", "sinks",
     "dropout", "bias", "bucket bias",
@@ -314,9 +314,9 @@ _CROSSED = {
     "everything", "everything with buckets", "no keys but sinks", "decode, all features",
     "bfloat16, packing, groups, soft cap", "float16, bucket bias, window",
 }  # fmt: skip
-SMALL_TPU = _ALONE | _CROSSED
+SMALL_TPU = _ALONE, _CROSSED
 # In one block, the path of blockwise is the same for every feature.
-WHOLE = {"full", "packing", "dropout", "decode", "bfloat16", "float16", "no keys", "no keys seen"} | _CROSSED
+WHOLE = {"full", "packing", "dropout", "decode", "bfloat16", "float16", "no keys", "no keys seen"}, _CROSSED
 # Cases of less than a block of the usual size, where the interpreter of the TPU's blocks still shows something that it
 # does not show in small ones: widths, and a block that is padding for the most part.
 TPU_INTERPRETED = {"full", "everything", "everything with buckets", "wide", "width of one", "no keys seen", "decode"}
@@ -333,15 +333,20 @@ def in_reach(c: Case, variant: str) -> bool:
     return "interpreted in small blocks" not in variant or c.S < 100
 
 
-def seldom(name: str, variant: str) -> bool:
-    """Whether a case runs on a variant only where slow tests are asked for."""
-    always = {
+def when(name: str, variant: str) -> str:
+    """Returns "always", or which tests a case on a variant belongs to, the "long" or the "slow" ones."""
+    if CASES[name].S >= 100 and variant != "mosaic_gpu interpreted in bfloat16":
+        return "always" if variant.startswith("blockwise") else "long"
+    if variant == "mosaic_tpu interpreted":
+        return "always" if name in ("full", "wide") else "long"
+    chosen = {
         "blockwise": WHOLE,
         "mosaic_tpu interpreted in small blocks": SMALL_TPU,
         "mosaic_gpu interpreted in bfloat16": GPU_INTERPRETED,
     }
-    long = CASES[name].S >= 100 and variant != "mosaic_gpu interpreted in bfloat16"
-    return variant in always and name not in always[variant] and not long
+    if variant not in chosen or name in chosen[variant][0]:
+        return "always"
+    return "long" if name in chosen[variant][1] else "slow"
 
 
 class Lacking(Exception):

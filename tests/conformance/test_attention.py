@@ -37,9 +37,9 @@ ON_DEVICE = {
 
 
 def marks(name: str, variant: str):
-    if table.seldom(name, variant):
-        return pytest.mark.slow
-    return ON_DEVICE.get(variant, ())
+    if variant in ON_DEVICE:
+        return ON_DEVICE[variant]
+    return {"always": (), "long": pytest.mark.long, "slow": pytest.mark.slow}[table.when(name, variant)]
 
 
 RUNS = [
@@ -228,31 +228,43 @@ def gradient_of_the_lse_is_lost(original):
     return mutant
 
 
+# Of each implementation those that are always caught, and those that the long tests catch.
 MUTANTS = {
-    "reference": [
-        (reference, "visible", window_is_dropped),
-        (dropout, "keep", lane_is_wrong),
-        (reference, "_weights_and_lse", heads_are_tiled),
-    ],
-    "blockwise in small blocks": [
-        (blocks, "weigh", earlier_output_is_not_shrunk),
-        (blocks, "needed", last_key_block_is_skipped),
-        (blocks, "visible", window_is_dropped),
-        (blockwise, "_add_bias_gradient", bias_is_lost_in_the_backward_pass),
-        (blockwise, "_attend", gradient_of_the_lse_is_lost),
-        (dropout, "keep_run", run_starts_a_group_late),
-    ],
-    "mosaic_tpu interpreted in small blocks": [
-        (blocks, "weigh", earlier_output_is_not_shrunk),
-        (blocks, "needed", last_key_block_is_skipped),
-        (blocks, "whole", every_pair_is_taken_for_whole),
-        (tile, "rule", rule_forgets_the_window),
-        (tile, "pairs", last_pair_is_left_out),
-        (dropout, "bits", words_are_shifted),
-        (mosaic_tpu, "key_head", groups_are_interleaved),
-        (tpu_backward, "key_head", groups_are_interleaved),
-        (tpu_backward, "_bias_gradient", bias_gradient_of_the_first_row_only),
-    ],
+    "reference": (
+        [
+            (reference, "visible", window_is_dropped),
+            (dropout, "keep", lane_is_wrong),
+            (reference, "_weights_and_lse", heads_are_tiled),
+        ],
+        [],
+    ),
+    "blockwise in small blocks": (
+        [
+            (blocks, "weigh", earlier_output_is_not_shrunk),
+            (blockwise, "_attend", gradient_of_the_lse_is_lost),
+            (dropout, "keep_run", run_starts_a_group_late),
+        ],
+        [
+            (blocks, "needed", last_key_block_is_skipped),
+            (blocks, "visible", window_is_dropped),
+            (blockwise, "_add_bias_gradient", bias_is_lost_in_the_backward_pass),
+        ],
+    ),
+    "mosaic_tpu interpreted in small blocks": (
+        [
+            (tile, "rule", rule_forgets_the_window),
+            (tile, "pairs", last_pair_is_left_out),
+        ],
+        [
+            (blocks, "weigh", earlier_output_is_not_shrunk),
+            (blocks, "needed", last_key_block_is_skipped),
+            (blocks, "whole", every_pair_is_taken_for_whole),
+            (dropout, "bits", words_are_shifted),
+            (mosaic_tpu, "key_head", groups_are_interleaved),
+            (tpu_backward, "key_head", groups_are_interleaved),
+            (tpu_backward, "_bias_gradient", bias_gradient_of_the_first_row_only),
+        ],
+    ),
 }
 # A judgement by the GPU's interpreter takes ten seconds and more, so these are slow tests.
 GPU_MUTANTS = [
@@ -289,8 +301,15 @@ DECODE_MUTANTS = [
 
 @pytest.mark.parametrize(
     "variant, module, name, mutate, catcher",
-    [(variant, *mutant, CATCHERS[mutant[1]]) for variant, mutants in MUTANTS.items() for mutant in mutants]
-    + [("blockwise in small blocks", *mutant, "decode, one key head, window") for mutant in DECODE_MUTANTS]
+    [
+        pytest.param(variant, *mutant, CATCHERS[mutant[1]], marks=[] if mutant in caught else [pytest.mark.long])
+        for variant, (caught, more) in MUTANTS.items()
+        for mutant in caught + more
+    ]
+    + [
+        pytest.param("blockwise in small blocks", *mutant, "decode, one key head, window", marks=pytest.mark.long)
+        for mutant in DECODE_MUTANTS
+    ]
     + [pytest.param("mosaic_gpu interpreted in bfloat16", *mutant, marks=pytest.mark.slow) for mutant in GPU_MUTANTS],
 )
 def test_mutants_are_caught(monkeypatch, variant, module, name, mutate, catcher):

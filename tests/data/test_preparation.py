@@ -156,6 +156,7 @@ def test_neither_workers_nor_tasks_nor_hash_seeds_change_a_byte(prepared, pile, 
     assert contents(tmp_path / "run") == contents(prepared[0])
 
 
+@pytest.mark.long
 def test_the_order_of_files_changes_no_decision(prepared, pile, tmp_path):
     folder = tmp_path / "pile"
     (folder / "questions").mkdir(parents=True)
@@ -306,6 +307,7 @@ print("Submitted batch job 1")
 """
 
 
+@pytest.mark.long
 def test_slurm_runs_the_same_stages(prepared, pile, tmp_path):
     """datatrove's Slurm executor, with an sbatch that runs the jobs at once."""
     import sys

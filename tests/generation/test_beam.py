@@ -70,7 +70,7 @@ def search(name, prompts, beams, max_tokens=STEPS, **how):
     return beam_search(built, params, prompts, max_tokens, beams, **how)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "gpt3" else [pytest.mark.long]) for n in NAMES])
 def test_enough_beams_find_the_best_of_all(name):
     source = sources(name, 1).get("sources", [None])[0]
     prompt = [1, 2, 0]
@@ -133,7 +133,7 @@ def test_a_match_that_cannot_be_completed_is_left_to_others():
     assert [(one.tokens, one.ended) for one in got] == [((), "end")]
 
 
-@pytest.mark.parametrize("name", ["gpt3", "rnn lstm", "t5 1.0"])
+@pytest.mark.parametrize("name", ["gpt3", *(pytest.param(n, marks=pytest.mark.long) for n in ("rnn lstm", "t5 1.0"))])
 def test_one_beam_is_greedy_and_rows_are_alone(name):
     """Few beams of unlike prompts with limits of their own: each row as if it were the only one."""
     built, params, context = model(name)

@@ -155,6 +155,7 @@ def test_batch_equals_single_rows_and_steps_share_one_program():
     assert len({str(row.tokens) for row in batch}) > 18 and sizes[0] == sizes[2]
 
 
+@pytest.mark.long
 def test_in_a_continuous_batch_each_request_has_its_own():
     """As alone; one is free, one matches the empty text alone, and one the vocabulary cannot end."""
     no_b = [b"a" if i == 97 else None for i in range(V)]

@@ -25,7 +25,9 @@ def batch(name, sampling, slots, room, **how):
     return ContinuousBatch(built, params, sampling, slots=slots, room=room, **how)
 
 
-@pytest.mark.parametrize("name", ["gpt3", "rnn lstm", "t5 1.0", "encdec post-norm"])
+@pytest.mark.parametrize(
+    "name", ["gpt3", *(pytest.param(n, marks=pytest.mark.long) for n in ("rnn lstm", "t5 1.0", "encdec post-norm"))]
+)
 def test_rows_that_come_and_go_are_single_runs(name):
     built, params, _ = model(name)
     asked = requests(name, (3, 7, 1, 8, 5, 2), (9, 1, 12, 4, 6, 10))

@@ -99,6 +99,7 @@ def test_rows_of_a_batch_are_single_runs_which_share_their_programs(name):
     assert engine._cached_step._cache_size() - before == 2
 
 
+@pytest.mark.long
 def test_batch_equals_single_runs():
     greedy = SamplingSpec(0.0)
     batch = run("tiny", PROMPTS, greedy)

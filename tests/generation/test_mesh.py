@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers import ROOT, environment
 
 PROGRAM = '''
@@ -60,6 +62,7 @@ print("equal")
 '''
 
 
+@pytest.mark.long
 def test_four_devices_write_what_one_does():
     """A window's ring with beams, continuously, with guesses and plainly; a T5 and a state plainly."""
     result = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment(), capture_output=True,

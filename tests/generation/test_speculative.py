@@ -30,10 +30,10 @@ def draft(name):
     "guesser, name",
     [
         ("draft", "gpt3"),
-        ("draft", "rnn lstm"),
-        ("draft", "t5 1.0"),
+        pytest.param("draft", "rnn lstm", marks=pytest.mark.long),
+        pytest.param("draft", "t5 1.0", marks=pytest.mark.long),
         ("lookup", "llama"),
-        ("lookup", "encdec post-norm"),
+        pytest.param("lookup", "encdec post-norm", marks=pytest.mark.long),
     ],
 )
 def test_greedy_is_plain_greedy(guesser, name):

@@ -114,6 +114,7 @@ def prompts(tmp_path_factory):
     return path
 
 
+@pytest.mark.long
 def test_a_file_of_prompts_that_is_stopped_ends_byte_equal(run, written, prompts, tmp_path):
     flags = [f"--workdir={run}", f"--prompts={prompts}", "--batch-size=2", "--max-tokens=40", "--log-probabilities"]
     whole, again = tmp_path / "whole.jsonl", tmp_path / "again.jsonl"

@@ -1,6 +1,7 @@
 """What is the encoder-decoder's own: whose table is whose, the bias of the logits, the order of the sinusoids."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -11,21 +12,30 @@ from llm import models
 from llm.models import EncDecSpec
 from llm.nn.position import sinusoids
 from llm.training.roles import path_name, role
+from tests.quick import quick
 
 TOKENS = jnp.asarray([[1, 2, 3, 4]])
 BATCH = {"tokens": TOKENS, "source_tokens": jnp.asarray([[5, 6, 7]])}
 TINY = EncDecSpec(vocab_size=9, layers=1, width=8, heads=2, ff_width=8, position="learned", context=6, dropout=0.0)
 
 
-def logits(spec, params=None):
-    """(logits, parameters), fresh ones where none are given."""
+@functools.cache
+def programs(spec):
+    """Fresh parameters, and logits by parameters, jitted."""
     model = models.build(spec)
 
     def whole(module):
         return module.unembed(module(BATCH).hidden_BTD)
 
-    params = nn.unbox(model.init(jax.random.key(0), method=whole)["params"]) if params is None else params
-    return model.apply({"params": params}, method=whole), params
+    fresh = quick(lambda: nn.unbox(model.init(jax.random.key(0), method=whole)["params"]))
+    return fresh, quick(lambda params: model.apply({"params": params}, method=whole))
+
+
+def logits(spec, params=None):
+    """(logits, parameters), fresh ones where none are given."""
+    fresh, apply = programs(spec)
+    params = fresh() if params is None else params
+    return apply(params), params
 
 
 def test_an_encoder_with_tables_of_its_own_reads_by_them():

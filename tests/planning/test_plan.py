@@ -26,6 +26,7 @@ SMALL = (
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no TPU compiler")
 
 
+@pytest.mark.long
 @needs_libtpu
 def test_a_page_for_a_tpu_that_is_not_there(tmp_path):
     """Our kernel is in the program; times and days follow from the figures and the data sheet."""

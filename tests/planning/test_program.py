@@ -130,6 +130,7 @@ def test_flops_are_those_of_a_count_by_hand(whole):
     assert whole["figures"]["flops"] == 3 * a_token * 16 * 32
 
 
+@pytest.mark.long
 def test_chunks_of_the_loss_send_the_table_and_no_logits(whole):
     """Eight chunks of 64 tokens: the table is gathered and its gradient reduced for each, and the loss is the same."""
     chunked = run(64)

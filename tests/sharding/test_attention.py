@@ -63,10 +63,10 @@ print("same", len(jax.tree.leaves(want)), *held)
     "kind, sizes, held",
     [
         ("array", (4, 6, 10, 8, 4, 5), (2, 6, 4, 2)),
-        ("rows", (4, 6, 10, 8, 4, 5), (2, 6, 4, 2)),
+        pytest.param("rows", (4, 6, 10, 8, 4, 5), (2, 6, 4, 2), marks=pytest.mark.long),
         ("one", (3, 6, 10, 8, 4, 5), (3, 6, 4, 2)),  # rows that do not divide are attended to by every device
         ("table", (4, 6, 10, 6, 3, 5), (2, 6, 6, 3)),  # nor do these heads
-        ("table", (2, 6, 10, 8, 4, 5), (1, 6, 4, 2)),
+        pytest.param("table", (2, 6, 10, 8, 4, 5), (1, 6, 4, 2), marks=pytest.mark.long),
     ],
 )
 def test_a_mesh_gives_what_one_device_gives(kind, sizes, held):

@@ -17,8 +17,15 @@ def test_the_table_does_not_shrink():
     }  # fmt: skip
 
 
+ALWAYS = "gpt", "t5"
+
+
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[pytest.mark.slow] if "the rest" in name else []) for name in FAMILIES]
+    "family",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if "the rest" in n else [] if n in ALWAYS else [pytest.mark.long])
+        for n in FAMILIES
+    ],
 )
 def test_eight_devices_equal_one(family):
     result = subprocess.run(

@@ -22,7 +22,7 @@ from tests.sharding.ring import CASES
 @pytest.mark.parametrize(
     "devices, implementation, names",
     [
-        (4, "reference", list(CASES)),
+        pytest.param(4, "reference", list(CASES), marks=pytest.mark.long),
         (2, "blockwise", ["causal", "everything", "everything, striped"]),
         (8, "reference", ["causal window, sinks", "window of both sides, soft cap", "everything, striped"]),
     ],

@@ -258,6 +258,7 @@ def limited(process, size):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
+@pytest.mark.long
 def test_writes_that_fail_end_the_run_in_one_line_and_lose_nothing(corpus, tmp_path):
     """First those of a checkpoint, in the background; then a row of metrics.jsonl; then the same command finishes."""
     workdir = tmp_path / "run"

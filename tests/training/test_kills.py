@@ -6,6 +6,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from llm.training.metrics import OF_THE_MACHINE
 from tests.helpers import ROOT, environment
@@ -14,6 +15,7 @@ from tests.training.test_resume import arrays, rows
 EVERY = 5  # steps between checkpoints
 
 
+@pytest.mark.long
 def test_twenty_kills_at_random_moments_change_nothing(corpus, tmp_path):
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     result = subprocess.run(

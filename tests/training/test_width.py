@@ -58,6 +58,7 @@ def sizes(one: GPTSpec, steps: int = 4) -> dict[str, float]:
     return {name: float(x) for name, x in run().items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_wider_model_moves_as_far_with_the_same_rate(tied):
     """The coordinate check of Yang et al. 2022 (appendix D.1): changes of activations hold their size."""
@@ -66,6 +67,7 @@ def test_a_wider_model_moves_as_far_with_the_same_rate(tied):
         assert 0.4 < wide[part] / base[part] < 1.6, (part, base, wide)
 
 
+@pytest.mark.long
 def test_without_it_a_wider_model_moves_further():
     base, wide = (sizes(spec(width, None)) for width in (BASE, WIDE))
     for part in base:

@@ -20,6 +20,8 @@ from tests.helpers import ROOT, assert_refused, verb
 from tests.weights.checkpoints import read
 from tests.weights.fetch import place
 
+pytestmark = pytest.mark.long
+
 
 def weights_of(name: str) -> pathlib.Path:
     path = place(name)
