@@ -116,6 +116,7 @@ def test_a_run_answers_what_it_has_learned(talking):
     assert numbers["exact_match"] == 1 and numbers["tokens"] == tokens and "bits_per_byte" not in numbers
 
 
+@pytest.mark.long
 def test_a_resumed_chat_is_the_same(talking, files, tmp_path):
     resumed(talking, tmp_path / "again", "", 30, files)
 
@@ -141,6 +142,7 @@ def test_weights_are_exactly_what_the_assistant_says(talking):
     assert (batch["weights"][batch["segments"] == 0] == 0).all()
 
 
+@pytest.mark.long
 def test_a_preference_turns_round_and_begins_at_log_2(preferring):
     workdir, _ = preferring
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -156,6 +158,7 @@ def test_a_preference_turns_round_and_begins_at_log_2(preferring):
     assert chosen + record["chosen_reward"] / 0.1 > rejected + record["rejected_reward"] / 0.1
 
 
+@pytest.mark.long
 def test_a_resumed_preference_is_the_same_and_needs_its_reference(preferring, tmp_path):
     workdir, arguments = preferring
     resumed(workdir, tmp_path / "again", "preferences", 6, arguments)

@@ -51,6 +51,7 @@ def test_the_texts_are_the_programs():
     assert (other["tokens"] != tokens).mean() > 0.9
 
 
+@pytest.mark.long
 def test_texts_that_are_never_learned_fail_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(seed, "MOST_EPOCHS", 1)
     data = seed.examples(seed.SMOKE, 32, np.random.default_rng(0))

@@ -83,7 +83,13 @@ def test_evaluation_is_the_same_for_any_batch_size(finished_run):
         assert sum(r["tokens"] for r in again) == summary["tokens"]
 
 
-@pytest.mark.parametrize("flags", [["--temperature=0"], ["--temperature=0.9", "--top-k=20", "--top-p=0.9", "--seed=3"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(["--temperature=0"], marks=pytest.mark.long),
+        ["--temperature=0.9", "--top-k=20", "--top-p=0.9", "--seed=3"],
+    ],
+)
 def test_generation_with_and_without_the_cache(finished_run, flags):
     how = [f"--workdir={finished_run}", "--prompt=Catherine", "--max-tokens=38", *flags]
     cached, again, whole = (verb("generate", *how, *more) for more in ([], [], ["--no-cache"]))
@@ -126,6 +132,7 @@ def test_a_users_own_folder_from_text_to_model(corpus, tmp_path):
     assert (ROOT / "tests" / "tiny.py").is_file() and (tmp_path / "summary.json").is_file()
 
 
+@pytest.mark.long
 def test_the_readmes_experiment_of_your_own(corpus, tmp_path):
     """The ten lines of the README, with the corpus of the tests in place of my/texts."""
     blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]

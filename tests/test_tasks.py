@@ -134,7 +134,7 @@ def test_a_start_that_does_not_fit_is_refused(pretrained, fine_tuned, data, tmp_
     assert_refused(nowhere, "training.start_from=nowhere: there is no such folder")
 
 
-@pytest.mark.parametrize("variant", ["rnn", "classifier"])
+@pytest.mark.parametrize("variant", ["rnn", pytest.param("classifier", marks=pytest.mark.long)])
 def test_classifiers_learn(variant, data, tmp_path):
     # Of the shortest pieces of words, texts have unlike lengths: one program for each of two, and none besides.
     buckets = {"rnn": ("data.buckets=20,32", "tokenizer.vocab_size=50")}.get(variant, ())
@@ -144,6 +144,7 @@ def test_classifiers_learn(variant, data, tmp_path):
     assert (last["compiles"], last["surplus_compiles"]) == (1 + bool(buckets), 0)
 
 
+@pytest.mark.long
 def test_answers_and_pairs_are_learned_from_a_pre_trained_encoder_and_scored(pretrained, data, tmp_path):
     start = (f"training.start_from={pretrained[0]}", f"tokenizer.path={pretrained[0]}/tokenizer.json")
     summary, printed = run("answers", data, tmp_path / "answers", *start)
@@ -160,6 +161,7 @@ def test_answers_and_pairs_are_learned_from_a_pre_trained_encoder_and_scored(pre
     assert "recall at 1" in printed
 
 
+@pytest.mark.long
 def test_translations_are_written_scored_and_asked_for(data, tmp_path):
     summary, printed = run("translate", data, tmp_path)
     assert {"bleu", "chrf", "exact_match", "bleu_signature", "perplexity"} <= set(summary["validation"])

@@ -176,9 +176,10 @@ class Bert(nn.Module):
         """float32 logits_BTV of what stood at a masked place."""
         return self.mask_head(hidden_BTD, self.embed.logits)
 
-    def next_sentence(self, hidden_BTD: jax.Array) -> jax.Array:
-        """float32 logits_B2 of whether the second part follows the first (1) or not (0)."""
-        return self.next_sentence_head(jnp.tanh(self.pooler(hidden_BTD[:, 0]))).astype(jnp.float32)
+    def next_sentence(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
+        """float32 logits_B2 of whether the second part follows the first (1) or not (0), read at the first token."""
+        first_BD = pool(hidden_BTD, segments_of(batch) != 0, "first")
+        return self.next_sentence_head(jnp.tanh(self.pooler(first_BD))).astype(jnp.float32)
 
     def classify(self, hidden_BTD: jax.Array, batch: dict, train: bool = False) -> jax.Array:
         """float32 logits_BC of the rows' classes."""
@@ -189,7 +190,10 @@ class Bert(nn.Module):
         return self.class_head(pooled_BD, batch["tokens"], real_BT, train)
 
     def spans(self, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """float32 logits (starts_BT, ends_BT) of the answer's first and last place; place 0 says that there is none."""
+        """float32 logits (starts_BT, ends_BT) of the answer's first and last place; place 0 says that there is none.
+
+        Rows begin there: those of `llm.data` have their padding on the right.
+        """
         logits_BT2 = self.span_head(hidden_BTD).astype(jnp.float32)
         return logits_BT2[..., 0], logits_BT2[..., 1]
 

@@ -24,7 +24,7 @@ class Model(Protocol):
 
         unembed(hidden) -> float32 logits over the vocabulary, for any shape (..., D)
         classify(hidden_BTD, batch, train=False) -> float32 logits_BC
-        next_sentence(hidden_BTD) -> float32 logits_B2; 1 is "goes on"
+        next_sentence(hidden_BTD, batch) -> float32 logits_B2; 1 is "goes on"
         spans(hidden_BTD) -> float32 (starts_BT, ends_BT), logits of the answer's first and last place
         sentence(hidden_BTD, batch) -> float32 vectors_BD of length 1
     """

@@ -190,7 +190,7 @@ def _masked(model: Model, s: Settings, params, batch: dict, key) -> Terms:
     terms = _predicted(model, s, params, batch, output, sparse=True)
     if "label_weights" not in batch:
         return terms
-    logits_B2 = model.apply({"params": params}, output.hidden_BTD, method="next_sentence")
+    logits_B2 = model.apply({"params": params}, output.hidden_BTD, batch, method="next_sentence")
     nats_B = cross_entropy(logits_B2, batch["labels"])
     right_B = (logits_B2.argmax(-1) == batch["labels"]).astype(jnp.float32)
     weights_B = batch["label_weights"]
@@ -306,7 +306,7 @@ def _touch_language(module, batch):
 
 def _touch_masked(module, batch):
     hidden = module(batch).hidden_BTD
-    return module.unembed(hidden), module.next_sentence(hidden)
+    return module.unembed(hidden), module.next_sentence(hidden, batch)
 
 
 OBJECTIVES: dict[str, Objective] = {

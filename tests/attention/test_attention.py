@@ -332,7 +332,8 @@ def test_blocks_of_other_documents_are_not_computed():
     assert computed_pairs(Mask(causal=True, q_segments_BT=segments, kv_segments_BS=segments)) == 3 + 1
 
 
-@pytest.mark.parametrize("dropout_rate", [pytest.param(0.0, marks=pytest.mark.long), 0.3])
+@pytest.mark.long
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.3])
 def test_sequence_shards_merged_by_their_lse_are_the_whole(implementation, dropout_rate):
     """Shards of queries against shards of keys, as on a ring: output, log-sum-exp and gradients (jitted, float32)."""
     B, T, N, K, H = 2, 24, 4, 2, 8

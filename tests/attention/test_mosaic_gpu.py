@@ -290,11 +290,7 @@ SLOW = ("wide heads", "buckets, sinks, soft cap, dropout", "bias of keys, packin
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else [pytest.mark.long] if n != "causal" else [])
-        for n in CALLS
-    ],
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else pytest.mark.long) for n in CALLS]
 )
 def test_kernels_in_the_interpreter(name):
     with interpreted():

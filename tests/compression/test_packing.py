@@ -77,6 +77,7 @@ def test_matrices_of_odd_inputs_stay_as_they_are():
     assert "stack/layers/mlp/up/kernel" in packing.kept and "stack/layers/mlp/down/kernel" not in packing.kept
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("windows", [(), (3, 0)])
 def test_a_straight_program_computes_the_same_with_a_cache_of_its_own_for_every_layer(windows):
     spec = dataclasses.replace(SPECS["gpt"], layers=4, windows=windows)

@@ -340,6 +340,7 @@ def when(name: str, variant: str) -> str:
     if variant == "mosaic_tpu interpreted":
         return "always" if name in ("full", "wide") else "long"
     chosen = {
+        "reference": (_ALONE | WHOLE[0], CASES),
         "blockwise": WHOLE,
         "mosaic_tpu interpreted in small blocks": SMALL_TPU,
         "mosaic_gpu interpreted in bfloat16": GPU_INTERPRETED,

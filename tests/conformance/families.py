@@ -177,7 +177,7 @@ def padded(row, lengths=LENGTHS, source_lengths=SOURCE_LENGTHS, junk=0):
 
 HEADS: dict[str, Callable] = {
     "unembed": lambda m, hidden, batch, train: m.unembed(hidden),
-    "next_sentence": lambda m, hidden, batch, train: m.next_sentence(hidden),
+    "next_sentence": lambda m, hidden, batch, train: m.next_sentence(hidden, batch),
     "classify": lambda m, hidden, batch, train: m.classify(hidden, batch, train),
     "spans": lambda m, hidden, batch, train: jnp.stack(m.spans(hidden), -1),
     "sentence": lambda m, hidden, batch, train: m.sentence(hidden, batch),

@@ -105,6 +105,7 @@ def test_parts_of_every_kind_are_covered():
 
 
 # The same draws every time: where plain XLA happens to be exact to the bit, four roundings are too few for a new draw.
+@pytest.mark.long
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.data())
 def test_random_masks(data):

@@ -111,11 +111,11 @@ def test_padding_changes_nothing(name):
     close(one.hidden[:1, :n], hidden, 1e-5)
     for key, x in one.heads.items():
         close(x[:1, :n] if key in table.OF_PLACES else x[:1], heads[key], 1e-5)
-    # Both rows with their padding on the left. (The next sentence is told by place 0, whatever stands there.)
+    # Both rows with their padding on the left.
     hidden, heads = table.bare(name)(params, table.on_the_left(table.padded(row)))
     for number, length in enumerate(table.LENGTHS):
         close(hidden[number, T - length :], one.hidden[number, :length], 1e-5)
-        for key in set(one.heads) - {"next_sentence"}:
+        for key in one.heads:
             mine, places = one.heads[key][number], key in table.OF_PLACES
             close(heads[key][number][T - length if places else 0 :], mine[: length if places else None], 1e-5)
 

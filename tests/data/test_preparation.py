@@ -144,7 +144,7 @@ def test_the_report_is_readable_and_the_picture_is_one(prepared):
 @pytest.mark.parametrize(
     "how, hashseed",
     [
-        (["--workers=2"], "1"),
+        pytest.param(["--workers=2"], "1", marks=pytest.mark.long),
         (["--executor=datatrove", "--tasks=1", "--workers=1"], "2"),
         pytest.param(["--executor=datatrove", "--tasks=4", "--workers=2"], "3", marks=pytest.mark.slow),
     ],
@@ -170,6 +170,7 @@ def test_the_order_of_files_changes_no_decision(prepared, pile, tmp_path):
     assert {tuple(r.get(k) for k in key) for r in before} == {tuple(r.get(k) for k in key) for r in after}
 
 
+@pytest.mark.long
 def test_a_killed_preparation_goes_on_and_ends_the_same(prepared, pile, tmp_path):
     workdir = tmp_path / "run"
     arguments = [*flags(pile), f"--workdir={workdir}"]
@@ -239,6 +240,7 @@ def test_records_that_cannot_be_read(tmp_path):
     assert report["skipped"] == 2 and report["stages"][0]["documents_in"] == 40
 
 
+@pytest.mark.long
 def test_labelled_data(tmp_path):
     rows = [(f"text number {n} of the good kind", "good") for n in range(30)] + [
         (f"bad text {n}", "bad") for n in range(20)

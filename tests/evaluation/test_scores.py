@@ -102,6 +102,7 @@ def assert_near(got, expected):
         assert got == expected
 
 
+@pytest.mark.long
 def test_scores_and_records_are_those_of_one_device_and_another_batch_size(texts):
     one, many = run(texts, 1, 7), run(texts, 8, 4)
     assert_near(many, one)

@@ -39,7 +39,7 @@ _OTHERS: dict[str, tuple[models.ModelSpec, str, list[dict[str, int]]]] = {
     "t5": (T5Spec(**_SMALL, buckets=8, max_distance=10), "seq2seq", TOGETHER),
 }
 # A family's settings, its objective, and its meshes: the axes that split something in it together, for a GPT each alone
-# and, with experts, in pairs. What is named as a rest is for slow tests.
+# and, with experts, in pairs.
 FAMILIES = {
     "rnn": (RNNSpec(vocab_size=V, layers=2, width=32, dropout=0.0), "causal", [*SINGLE[:3], *ROWS]),
     **_OTHERS,

@@ -20,13 +20,7 @@ def test_the_table_does_not_shrink():
 ALWAYS = "gpt", "t5"
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(n, marks=[pytest.mark.slow] if "the rest" in n else [] if n in ALWAYS else [pytest.mark.long])
-        for n in FAMILIES
-    ],
-)
+@pytest.mark.parametrize("family", [pytest.param(n, marks=[] if n in ALWAYS else [pytest.mark.long]) for n in FAMILIES])
 def test_eight_devices_equal_one(family):
     result = subprocess.run(
         [sys.executable, "-m", "tests.sharding.equality", family],

@@ -179,6 +179,7 @@ def test_which_checkpoints_stay():
     assert Retention(2).stay({}) == set() and Retention(1, best="loss").best_step({14: {}}) is None
 
 
+@pytest.mark.long
 def test_a_run_keeps_by_step_and_score_and_says_what_it_has(corpus, tmp_path):
     workdir = tmp_path / "run"
     arguments = tiny(

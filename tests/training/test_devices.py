@@ -10,6 +10,8 @@ import pytest
 from tests.helpers import ROOT, environment
 from tests.training.devices import MESHES
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def found():

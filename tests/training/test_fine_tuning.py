@@ -93,6 +93,7 @@ def weights(workdir, average=1):
     return open_weights(made_of, sharding.make_mesh(MeshSpec()), workdir, Retention(1), said.append, average), said
 
 
+@pytest.mark.long
 def test_a_resumed_run_has_the_same_average(averaged, corpus, tmp_path):
     workdir = shutil.copytree(averaged, tmp_path / "resumed")
     (workdir / "summary.json").unlink()

@@ -82,6 +82,7 @@ def one_process(tmp_path_factory, corpus):
     return workdir
 
 
+@pytest.mark.long
 def test_two_processes_train_stop_together_and_one_goes_on(one_process, corpus, tmp_path):
     workdir = tmp_path / "two"
     arguments = tiny(corpus, workdir, *SHORT)

@@ -100,7 +100,7 @@ def test_killed_again_and_again_it_ends_bit_equal(finished_run, corpus, tmp_path
     assert [row["step"] for row in rows(workdir)] == list(range(2, 25, 2))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_stop_signal_saves_and_exits_75(finished_run, corpus, tmp_path, number):
     workdir = tmp_path / "stopped"
     process = start(*tiny(corpus, workdir))

@@ -75,6 +75,7 @@ def watched(tmp_path_factory, corpus):
     return folder, workdir, arguments
 
 
+@pytest.mark.long
 def test_a_hung_step_is_told_while_it_hangs(watched):
     text = (watched[0] / "stderr.txt").read_text()
     warning = text[text.index(f"step {LATE} has taken") :]

@@ -74,6 +74,7 @@ def test_without_it_a_wider_model_moves_further():
         assert wide[part] / base[part] > 2.5, (part, base, wide)
 
 
+@pytest.mark.long
 def test_at_its_base_it_is_the_standard_parametrisation():
     for fields in ({}, {"tied": False, "head_width": 8}):
         one, other = spec(BASE, BASE, **fields), spec(BASE, None, **fields)

@@ -58,7 +58,7 @@ def outputs(imported, model, params, given) -> dict[str, np.ndarray]:
     if imported.objective == "span_qa":
         return dict(zip(("start_logits", "end_logits"), apply(hidden, method="spans")))
     if imported.objective == "masked":
-        next_sentence = apply(hidden, method="next_sentence")[:, ::-1]
+        next_sentence = apply(hidden, batch, method="next_sentence")[:, ::-1]
         logits = apply(hidden, method="unembed")
         return {"logits": logits, "prediction_logits": logits, "seq_relationship_logits": next_sentence}
     return {"logits": apply(hidden, method="unembed")}

@@ -67,6 +67,7 @@ def test_what_came_in_generates_and_evaluates(run, data):
     assert scores.returncode == 0 and "bits per byte" in scores.stdout, scores.stderr
 
 
+@pytest.mark.long
 def test_it_is_fine_tuned_from_its_own_config(run, data, tmp_path):
     tuned = tmp_path / "tuned"
     result = verb(
@@ -150,7 +151,11 @@ def test_other_families_go_out_and_come_in_again(tmp_path, tokens, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "bert-answers", "bert-classes", "bert-pretraining", "t5", "t5-v1.1", "marian"]
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("gpt2", "t5") else [pytest.mark.long])
+        for name in ("gpt2", "bert-answers", "bert-classes", "bert-pretraining", "t5", "t5-v1.1", "marian")
+    ],
 )
 def test_other_families_come_in(tmp_path, tokens, name):
     given = [f"--from={GOLDENS / name}", f"--tokenizer={tokens}"]
