@@ -69,6 +69,7 @@ def test_a_mesh_that_does_not_divide_the_model(tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.long
 def test_a_refused_command_leaves_the_workdir_free_for_the_right_one(corpus, tmp_path):
     wrong = tiny(corpus, tmp_path / "run", "data.holdout=(prat7,)")
     assert_refused(verb("train", *wrong), "prat7")

@@ -70,6 +70,7 @@ def test_a_folder_of_another_config_is_refused(tmp_path, finished_run):
     assert_refused(result, f"{tmp_path / 'good'} belongs to another config", "optimizer.learning_rate: 0.001 -> 0.003")
 
 
+@pytest.mark.long
 def test_stopped_it_goes_on_names_what_failed_and_finishes_the_rest(tmp_path, corpus):
     path, workdir = written(tmp_path, TWO), tmp_path / "runs"
     arguments = [f"--config={path}", f"--workdir={workdir}", f"--config.data.train={corpus}",

@@ -51,6 +51,7 @@ def test_a_page_for_a_tpu_that_is_not_there(tmp_path):
     assert found["moved_per_device"] > found["memory_per_device"]["state"] and not found["loops_of_unknown_length"]
 
 
+@pytest.mark.long
 @needs_libtpu
 def test_meshes_are_ranked_and_the_best_is_compiled(tmp_path):
     result = verb("plan", *SMALL, "--topology=v5e:2x2", "--suggest=1", f"--json={tmp_path / 'meshes.json'}")

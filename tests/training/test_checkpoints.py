@@ -116,6 +116,7 @@ print("all equal")
 """
 
 
+@pytest.mark.long
 def test_another_mesh_and_another_dtype(tmp_path):
     """8 devices (fsdp 4, tensor 2) -> 2, 1, and 8 another way; parameters in bfloat16; another shape is refused.
 

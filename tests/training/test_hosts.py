@@ -124,6 +124,7 @@ def test_two_processes_train_stop_together_and_one_goes_on(one_process, corpus, 
     assert result.stdout.splitlines()[-1].startswith("first: batch weights: 64 of 128 numbers are not finite")
 
 
+@pytest.mark.long
 def test_two_processes_evaluate_as_one_does(one_process, corpus, tmp_path):
     """A run's end, which is killed before its summary, and llm.evaluate, by two processes."""
     workdir = tmp_path / "ended"

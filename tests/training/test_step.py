@@ -188,6 +188,7 @@ def test_a_step_without_a_finite_gradient_changes_only_the_counters(bad):
     np.testing.assert_allclose(metrics["update_norm/mlp"], np.linalg.norm(moved - before), rtol=1e-3)
 
 
+@pytest.mark.long
 def test_bfloat16_is_of_activations_alone():
     """The policy of `llm.nn`: losses near float32's; parameters, gradients, moments and the average in float32."""
     spec, found = dataclasses.replace(SPEC, learning_rate=0.01), {}
