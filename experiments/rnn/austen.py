@@ -4,9 +4,9 @@ As large as the GPT of experiments/quickstart.py, on the same text.
 
 Command:   python -m llm.train --config=experiments/rnn/austen.py --workdir=runs/rnn-austen
 Hardware:  two CPU cores
-Time:      12 min 51 s and 13 min 57 s on one core, of it 12 min 21 s and 13 min 24 s training, while the GPT on the other
-           trained for 11 min 55 s and 12 min 45 s; 1,298,304 parameters
-Score:     1.909 bits per byte on Persuasion by three seeds (1.891, 1.898, 1.939; validation loss 4.71 nats a token),
+Time:      12 min 51 s and 13 min 57 s on one core, of it 12 min 21 s and 13 min 24 s training; on the other, the
+           GPT trained for 11 min 55 s and 12 min 45 s; 1,298,304 parameters
+Score:     1.910 bits per byte on Persuasion by three seeds (1.891, 1.898, 1.939; validation loss 4.71 nats a token),
            the GPT's being 1.682
 """
 
