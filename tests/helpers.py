@@ -4,6 +4,9 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterable
+
+import pytest
 
 from llm.data import DataSpec
 from llm.data.sources import read_all
@@ -48,6 +51,14 @@ def verb(name: str, *arguments: object, cwd: pathlib.Path = ROOT, **env: str) ->
     if not _LAUNCHERS:
         _LAUNCHERS.append(Launcher(_AT_THE_START, ROOT))
     return _LAUNCHERS[0].run(name, [*map(str, arguments)], cwd, environment(**env), timeout=550)
+
+
+def long_but(always: Iterable, rows: Iterable) -> list:
+    """The rows of a table as parameters of a test, those that are not in `always` as long tests."""
+    return [
+        row if row in always else pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=pytest.mark.long)
+        for row in rows
+    ]
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:

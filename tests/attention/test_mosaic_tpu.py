@@ -17,6 +17,7 @@ from llm.attention.target import compiling_for
 from llm.sharding.attention import attention as sharded_attention
 from tests.attention import oracle
 from tests.conformance.attention import CASES, inputs
+from tests.helpers import long_but
 
 # The compilation cache that tests share cannot read programs for devices that are not here, and warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
@@ -90,14 +91,10 @@ CALLS = {
 # Every call on the oldest generation, on the others those that are hardest to fit.
 HARDEST = "window, soft cap, sinks, dropout", "bucket bias"
 ALWAYS = ("v5e:2x2", "causal"), ("v5e:2x2", HARDEST[0]), ("v5e:2x2", "one query on a cache")
-COMPILED = [
-    pytest.param(topology, name, marks=[] if (topology, name) in ALWAYS else [pytest.mark.long])
-    for topology in TOPOLOGIES
-    for name in (CALLS if topology == "v5e:2x2" else HARDEST)
-]
+COMPILED = [(topology, name) for topology in TOPOLOGIES for name in (CALLS if topology == "v5e:2x2" else HARDEST)]
 
 
-@pytest.mark.parametrize("topology, name", COMPILED)
+@pytest.mark.parametrize("topology, name", long_but(ALWAYS, COMPILED))
 def test_compiles(topology, name, devices):
     device = devices[topology]
     assert device.device_kind == TOPOLOGIES[topology]

@@ -43,10 +43,10 @@ def restored(packed_params, params):
     return jax.tree.map(one, packed_params, params, is_leaf=lambda x: isinstance(x, Packed))
 
 
-@pytest.mark.parametrize(
-    "name, bits",
-    [("gpt", 8), *(pytest.param(name, 4, marks=[] if name == "t5" else [pytest.mark.long]) for name in SPECS)],
-)
+ALWAYS = ("gpt", 8), ("t5", 4)
+
+
+@pytest.mark.parametrize("name, bits", helpers.long_but(ALWAYS, [("gpt", 8), *((name, 4) for name in SPECS)]))
 def test_a_packed_model_is_the_model_of_the_rounded_weights(name, bits):
     model = build(SPECS[name])
     params = fresh(model)

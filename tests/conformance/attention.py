@@ -337,11 +337,10 @@ def when(name: str, variant: str) -> str:
     """Returns "always", or which tests a case on a variant belongs to, the "long" or the "slow" ones."""
     if CASES[name].S >= 100 and variant != "mosaic_gpu interpreted in bfloat16":
         return "always" if variant.startswith("blockwise") else "long"
-    if variant == "mosaic_tpu interpreted":
-        return "always" if name in ("full", "wide") else "long"
     chosen = {
         "reference": (_ALONE | WHOLE[0], CASES),
         "blockwise": WHOLE,
+        "mosaic_tpu interpreted": ({"full", "wide"}, CASES),
         "mosaic_tpu interpreted in small blocks": SMALL_TPU,
         "mosaic_gpu interpreted in bfloat16": GPU_INTERPRETED,
     }

@@ -10,6 +10,7 @@ from llm.generation import SamplingSpec, beam, complete
 from llm.generation.beam import beam_search
 from llm.generation.constrained import Constraint, Vocabulary, regex_grammar
 from tests.generation.families import NAMES, logits, model, sources
+from tests.helpers import long_but
 
 GREEDY = SamplingSpec(0.0)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10]]
@@ -70,7 +71,7 @@ def search(name, prompts, beams, max_tokens=STEPS, **how):
     return beam_search(built, params, prompts, max_tokens, beams, **how)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "gpt3" else [pytest.mark.long]) for n in NAMES])
+@pytest.mark.parametrize("name", long_but(["gpt3"], NAMES))
 def test_enough_beams_find_the_best_of_all(name):
     source = sources(name, 1).get("sources", [None])[0]
     prompt = [1, 2, 0]
@@ -133,7 +134,7 @@ def test_a_match_that_cannot_be_completed_is_left_to_others():
     assert [(one.tokens, one.ended) for one in got] == [((), "end")]
 
 
-@pytest.mark.parametrize("name", ["gpt3", *(pytest.param(n, marks=pytest.mark.long) for n in ("rnn lstm", "t5 1.0"))])
+@pytest.mark.parametrize("name", long_but(["gpt3"], ["gpt3", "rnn lstm", "t5 1.0"]))
 def test_one_beam_is_greedy_and_rows_are_alone(name):
     """Few beams of unlike prompts with limits of their own: each row as if it were the only one."""
     built, params, context = model(name)

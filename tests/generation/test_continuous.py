@@ -8,6 +8,7 @@ from llm.generation import SamplingSpec, complete, continuous
 from llm.generation.continuous import ContinuousBatch, Request
 from tests.generation.families import model, sources
 from tests.generation.test_engine import EVERYTHING
+from tests.helpers import long_but
 
 
 def requests(name, lengths, limits):
@@ -25,9 +26,7 @@ def batch(name, sampling, slots, room, **how):
     return ContinuousBatch(built, params, sampling, slots=slots, room=room, **how)
 
 
-@pytest.mark.parametrize(
-    "name", ["gpt3", *(pytest.param(n, marks=pytest.mark.long) for n in ("rnn lstm", "t5 1.0", "encdec post-norm"))]
-)
+@pytest.mark.parametrize("name", long_but(["gpt3"], ["gpt3", "rnn lstm", "t5 1.0", "encdec post-norm"]))
 def test_rows_that_come_and_go_are_single_runs(name):
     built, params, _ = model(name)
     asked = requests(name, (3, 7, 1, 8, 5, 2), (9, 1, 12, 4, 6, 10))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.helpers import ROOT, environment
+from tests.helpers import ROOT, environment, long_but
 from tests.sharding.equality import FAMILIES
 
 
@@ -17,10 +17,7 @@ def test_the_table_does_not_shrink():
     }  # fmt: skip
 
 
-ALWAYS = "gpt", "t5"
-
-
-@pytest.mark.parametrize("family", [pytest.param(n, marks=[] if n in ALWAYS else [pytest.mark.long]) for n in FAMILIES])
+@pytest.mark.parametrize("family", long_but(("gpt", "t5"), FAMILIES))
 def test_eight_devices_equal_one(family):
     result = subprocess.run(
         [sys.executable, "-m", "tests.sharding.equality", family],

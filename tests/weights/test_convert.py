@@ -16,7 +16,7 @@ from llm.data.loader import sequential
 from llm.run_folder import open_run
 from llm.tokenization import Tokenizer
 from llm.weights import writing
-from tests.helpers import assert_refused, verb
+from tests.helpers import assert_refused, long_but, verb
 from tests.weights.checkpoints import GOLDENS
 from tests.weights.test_sources import Code, write_gguf
 
@@ -152,10 +152,7 @@ def test_other_families_go_out_and_come_in_again(tmp_path, tokens, monkeypatch, 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("gpt2", "t5") else [pytest.mark.long])
-        for name in ("gpt2", "bert-answers", "bert-classes", "bert-pretraining", "t5", "t5-v1.1", "marian")
-    ],
+    long_but(("gpt2", "t5"), ["gpt2", "bert-answers", "bert-classes", "bert-pretraining", "t5", "t5-v1.1", "marian"]),
 )
 def test_other_families_come_in(tmp_path, tokens, name):
     given = [f"--from={GOLDENS / name}", f"--tokenizer={tokens}"]
